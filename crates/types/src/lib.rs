@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The vocabulary that every crate of burstfs shares: ids, names, attributes, layouts, limits and error codes.
+//!
+//! Owns no behaviour beyond validation at construction: everything here is pure, has no I/O and no clock. A value of
+//! one of these types is valid; bytes from a network, a disk or a user become one only through a checked constructor
+//! (serde's `try_from` does the same on decoding).
+
+mod attr;
+mod code;
+mod errno;
+pub mod hostlist;
+mod ids;
+mod instance;
+mod layout;
+pub mod limits;
+mod name;
+
+pub use attr::{Attr, FileKind, Timestamp};
+pub use code::{Area, Code, Failure};
+pub use errno::Errno;
+pub use ids::{ClientId, Ino, MdtIndex, NodeIndex, ObjectId, OstIndex, StripeIndex, Xid};
+pub use instance::{InstanceId, InvalidInstanceId};
+pub use layout::{Layout, LayoutError};
+pub use name::{InvalidName, Name};
