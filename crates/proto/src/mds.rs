@@ -1,0 +1,398 @@
+//! The metadata service's RPCs.
+//!
+//! Who may call: clients of the instance, and other MDSs (the `Peer*` requests). An error of the file system is an
+//! [`Errno`](burstfs_types::Errno) in the reply's place.
+
+use burstfs_types::{Attr, FileKind, Ino, Layout, Name, ObjectId, OstIndex, Timestamp};
+use serde::{Deserialize, Serialize};
+
+rpcs! {
+    /// A request to an MDT.
+    MdsRequest,
+    /// An MDT's answer.
+    MdsReply, Mds;
+    /// Name to inode.
+    0x0101 ReadOnly Lookup(Lookup) -> Entry;
+    /// Attributes of an inode of this MDT.
+    0x0102 ReadOnly GetAttr(GetAttr) -> Attr;
+    /// Changes attributes.
+    0x0103 Replayable SetAttr(SetAttr) -> Attr;
+    /// Makes (or, unless exclusive, finds) a regular file and opens it.
+    0x0104 Replayable Create(Create) -> Created;
+    /// Makes a named pipe or a socket's name.
+    0x0105 Replayable Mknod(Mknod) -> Attr;
+    /// Makes a directory; sent to the parent's MDT, which asks the new directory's MDT.
+    0x0106 Replayable Mkdir(Mkdir) -> Attr;
+    /// Removes a name of a file.
+    0x0107 Replayable Unlink(Unlink) -> ();
+    /// Removes an empty directory; sent to the parent's MDT.
+    0x0108 Replayable Rmdir(Rmdir) -> ();
+    /// Renames within this MDT.
+    0x0109 Replayable Rename(Rename) -> ();
+    /// Another name for a file of this MDT, in a directory of this MDT.
+    0x010a Replayable Link(Link) -> Attr;
+    /// Makes a symbolic link.
+    0x010b Replayable Symlink(Symlink) -> Attr;
+    /// A symbolic link's target.
+    0x010c ReadOnly Readlink(Readlink) -> Vec<u8>;
+    /// Registers an open of a regular file, so that its inode outlives its last name.
+    0x010d Replayable Open(Open) -> Attr;
+    /// Takes one such registration back.
+    0x010e Replayable Close(Close) -> ();
+    /// A part of a directory's listing.
+    0x010f ReadOnly Readdir(Readdir) -> Listing;
+    /// Value of an extended attribute.
+    0x0110 ReadOnly GetXattr(GetXattr) -> Vec<u8>;
+    /// Sets an extended attribute.
+    0x0111 Replayable SetXattr(SetXattr) -> ();
+    /// Names of the extended attributes.
+    0x0112 ReadOnly ListXattr(ListXattr) -> Vec<Vec<u8>>;
+    /// Removes an extended attribute.
+    0x0113 Replayable RemoveXattr(RemoveXattr) -> ();
+    /// Inodes in use on this MDT.
+    0x0114 ReadOnly Statfs(Statfs) -> MdtStatfs;
+    /// From another MDT: makes a directory's inode here, without a name.
+    0x0180 Replayable PeerMakeDir(PeerMakeDir) -> Attr;
+    /// From another MDT: removes such an inode if it is empty, and refuses entries in it from then on.
+    0x0181 Idempotent PeerRemoveDir(PeerRemoveDir) -> ();
+}
+
+/// Asks for the entry `name` of the directory `parent`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lookup {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+}
+
+/// What an entry names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The inode.
+    pub ino: Ino,
+    /// Its kind.
+    pub kind: FileKind,
+    /// Its attributes; `None` when another MDT holds them (a directory whose home is elsewhere): ask there.
+    pub attr: Option<Attr>,
+}
+
+/// Asks for an inode's attributes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GetAttr {
+    /// The inode.
+    pub ino: Ino,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SetTime {
+    /// The server's clock.
+    Now,
+    /// This time.
+    At(Timestamp),
+}
+
+/// Changes what is `Some`. `ctime` moves on its own. The size of a regular file is the objects' business: the client
+/// truncates them, and says so here with `touch_mtime` for a file that has none.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetAttr {
+    /// The inode.
+    pub ino: Ino,
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Last read.
+    pub atime: Option<SetTime>,
+    /// Last change of the contents.
+    pub mtime: Option<SetTime>,
+    /// Clears set-user-id, and set-group-id where the group may execute: what a write, truncate or chown by an ordinary
+    /// user does (`write(2)`, `chown(2)`; Linux `setattr_should_drop_sgid`).
+    pub kill_set_id: bool,
+}
+
+/// Makes a regular file, or opens the one that is there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Create {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+    /// Permission bits, umask applied.
+    pub mode: u16,
+    /// The caller.
+    pub uid: u32,
+    /// The caller's group; a set-group-id directory overrides it.
+    pub gid: u32,
+    /// `O_EXCL`: EEXIST when the name is taken.
+    pub exclusive: bool,
+    /// The layout of a new file.
+    pub layout: Layout,
+}
+
+/// A file that is open now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Created {
+    /// Its attributes.
+    pub attr: Attr,
+    /// False when the name was there already.
+    pub is_new: bool,
+}
+
+/// Makes a named pipe or a socket's name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mknod {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+    /// `Fifo` or `Socket`, or `Regular` (without opening it); others are EPERM.
+    pub kind: FileKind,
+    /// Permission bits, umask applied.
+    pub mode: u16,
+    /// The caller.
+    pub uid: u32,
+    /// The caller's group.
+    pub gid: u32,
+    /// The layout, for a regular file.
+    pub layout: Option<Layout>,
+}
+
+/// Makes a directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mkdir {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+    /// Permission bits, umask applied.
+    pub mode: u16,
+    /// The caller.
+    pub uid: u32,
+    /// The caller's group.
+    pub gid: u32,
+}
+
+/// Removes a name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unlink {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+}
+
+/// Removes a directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Rmdir {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+}
+
+/// What to do when the new name is taken (`renameat2(2)`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RenameMode {
+    /// It is replaced.
+    Replace,
+    /// EEXIST.
+    NoReplace,
+    /// The two change places.
+    Exchange,
+}
+
+/// Renames. EXDEV when the two directories, or a replaced directory, are on different MDTs, and for a directory that
+/// would get another parent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Rename {
+    /// The directory of the old name; of this MDT.
+    pub parent: Ino,
+    /// The old name.
+    pub name: Name,
+    /// The directory of the new name.
+    pub new_parent: Ino,
+    /// The new name.
+    pub new_name: Name,
+    /// What to do when the new name is taken.
+    pub mode: RenameMode,
+}
+
+/// Gives a file another name. EXDEV when the directory is on another MDT than the file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Link {
+    /// The file.
+    pub ino: Ino,
+    /// The directory of the new name.
+    pub new_parent: Ino,
+    /// The new name.
+    pub new_name: Name,
+}
+
+/// Makes a symbolic link.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Symlink {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The entry.
+    pub name: Name,
+    /// Where it points, as given: 1 to 4,095 bytes without NUL.
+    pub target: Vec<u8>,
+    /// The caller.
+    pub uid: u32,
+    /// The caller's group.
+    pub gid: u32,
+}
+
+/// Asks for a symbolic link's target.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Readlink {
+    /// The link.
+    pub ino: Ino,
+}
+
+/// Registers an open of a regular file by the calling client.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Open {
+    /// The file.
+    pub ino: Ino,
+}
+
+/// Takes back one [`Open`] or [`Create`] of the calling client.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Close {
+    /// The file.
+    pub ino: Ino,
+}
+
+/// Asks for a part of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Readdir {
+    /// The directory.
+    pub ino: Ino,
+    /// 0 for the beginning, else the cookie of the last entry seen: goes on behind it, also when it is gone.
+    pub cookie: u64,
+    /// At most so many entries (the server may give fewer).
+    pub entries_max: u32,
+    /// Whether to send attributes of the inodes of this MDT.
+    pub with_attrs: bool,
+}
+
+/// One entry of a listing; `.` and `..` are the client's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ListingEntry {
+    /// The name.
+    pub name: Name,
+    /// What it names.
+    pub entry: Entry,
+    /// Stable while the entry lives, never 0, at least 3, and below 2^63.
+    pub cookie: u64,
+}
+
+/// A part of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Listing {
+    /// The entries in the order of their cookies.
+    pub entries: Vec<ListingEntry>,
+    /// True when nothing comes behind the last.
+    pub is_end: bool,
+}
+
+/// Asks for an extended attribute. ENODATA when it is not there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GetXattr {
+    /// The inode.
+    pub ino: Ino,
+    /// Its full name (`user.x`).
+    pub name: Vec<u8>,
+}
+
+/// Whether an extended attribute may, must or must not be there (`setxattr(2)`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum XattrMode {
+    /// Set it.
+    Any,
+    /// `XATTR_CREATE`: EEXIST when it is there.
+    Create,
+    /// `XATTR_REPLACE`: ENODATA when it is not.
+    Replace,
+}
+
+/// Sets an extended attribute.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetXattr {
+    /// The inode.
+    pub ino: Ino,
+    /// Its full name.
+    pub name: Vec<u8>,
+    /// The value.
+    pub value: Vec<u8>,
+    /// Whether it may be there.
+    pub mode: XattrMode,
+}
+
+/// Asks for the names of an inode's extended attributes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ListXattr {
+    /// The inode.
+    pub ino: Ino,
+}
+
+/// Removes an extended attribute. ENODATA when it is not there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RemoveXattr {
+    /// The inode.
+    pub ino: Ino,
+    /// Its full name.
+    pub name: Vec<u8>,
+}
+
+/// Asks for the MDT's figures.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Statfs;
+
+/// An MDT's figures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MdtStatfs {
+    /// Inodes that exist.
+    pub inodes_used: u64,
+}
+
+/// Makes a directory's inode without a name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerMakeDir {
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The directory that will hold the name.
+    pub parent: Ino,
+}
+
+/// Removes a directory's inode: ENOTEMPTY when it has entries, success when it is gone already.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerRemoveDir {
+    /// The directory, of this MDT.
+    pub ino: Ino,
+}
+
+/// Objects that no inode needs any more; the MDS keeps the record until the OSTs have removed them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Orphan {
+    /// The file that is gone.
+    pub ino: Ino,
+    /// Where its objects are.
+    pub layout: Layout,
+}
+
+impl Orphan {
+    /// The objects with their OSTs.
+    pub fn objects(&self) -> impl Iterator<Item = (OstIndex, ObjectId)> + '_ {
+        self.layout.stripes().map(|(stripe, ost)| (ost, ObjectId { ino: self.ino, stripe }))
+    }
+}

@@ -1,0 +1,195 @@
+//! The MGS's RPCs: rendezvous, map, barriers, progress, status.
+
+use std::net::SocketAddr;
+
+use burstfs_types::{Failure, NodeIndex};
+use serde::{Deserialize, Serialize};
+
+rpcs! {
+    /// A request to the MGS.
+    MgsRequest,
+    /// The MGS's answer.
+    MgsReply, Mgs;
+    /// A node joins, or joins again after a restart.
+    0x0301 Idempotent Join(Join) -> ();
+    /// Waits until the map is there (long poll).
+    0x0302 ReadOnly WaitMap(WaitMap) -> Waited<Map>;
+    /// A node has reached a phase; waits until all have (long poll).
+    0x0303 Idempotent Barrier(Barrier) -> Waited<BarrierDone>;
+    /// A node's figures, about once a second.
+    0x0304 Idempotent Report(Report) -> ();
+    /// A node cannot go on starting.
+    0x0305 Idempotent Fail(Fail) -> ();
+    /// The instance as people see it.
+    0x0306 ReadOnly Status(Status) -> InstanceStatus;
+}
+
+/// A node's registration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Join {
+    /// Who.
+    pub node: NodeIndex,
+    /// Which life of its daemon.
+    pub incarnation: u64,
+    /// Where its targets answer.
+    pub address: SocketAddr,
+}
+
+/// Waits for the map for at most `wait_ms`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WaitMap {
+    /// Milliseconds.
+    pub wait_ms: u32,
+    /// Answer only with a map newer than this generation; 0 for any.
+    pub newer_than: u64,
+}
+
+/// The end of a long poll.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Waited<T> {
+    /// What was waited for.
+    Done(T),
+    /// Not yet: ask again.
+    NotYet,
+    /// It will never come: the instance failed to start.
+    Failed(Failure),
+}
+
+/// Which nodes serve what, at which addresses. Node `n` serves MDT `n` and OST `n`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Map {
+    /// Rises with every change.
+    pub generation: u64,
+    /// By node index.
+    pub nodes: Vec<MapNode>,
+}
+
+/// One node of the map.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MapNode {
+    /// Its host name, as Slurm knows it.
+    pub host: String,
+    /// Where its targets answer.
+    pub address: SocketAddr,
+}
+
+/// What all nodes go through together, in this order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Phase {
+    /// Stage-in is done on this node.
+    StagedIn,
+    /// The file system is unmounted on this node: no client of the job is left here.
+    ClientsGone,
+    /// This node's part of the drain is done.
+    Drained,
+    /// This node needs no other node's servers any more.
+    Finished,
+}
+
+/// Reaches a phase and waits for the others, at most `wait_ms`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Who.
+    pub node: NodeIndex,
+    /// What it reached.
+    pub phase: Phase,
+    /// Milliseconds.
+    pub wait_ms: u32,
+}
+
+/// All that live have reached the phase.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BarrierDone {
+    /// Nodes that were given up.
+    pub lost: Vec<NodeIndex>,
+}
+
+/// One direction of staging, so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StageFigures {
+    /// Bytes of the files found so far.
+    pub bytes_total: u64,
+    /// Bytes done.
+    pub bytes_done: u64,
+    /// Entries found so far.
+    pub files_total: u64,
+    /// Entries done.
+    pub files_done: u64,
+    /// Entries that failed.
+    pub files_failed: u64,
+}
+
+/// What a node tells about itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Who.
+    pub node: NodeIndex,
+    /// Capacity of its OST, bytes.
+    pub capacity: u64,
+    /// Used of it, bytes.
+    pub used: u64,
+    /// Its part of the stage-in.
+    pub stage_in: StageFigures,
+    /// Its part of the drain.
+    pub stage_out: StageFigures,
+}
+
+/// Why a node cannot go on starting.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fail {
+    /// Who.
+    pub node: NodeIndex,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// Asks for the instance's state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status;
+
+/// An instance's state, as `burstfs status` shows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum State {
+    /// Not all nodes have joined.
+    Starting,
+    /// Input is copied in.
+    StagingIn,
+    /// The job's script may run.
+    Ready,
+    /// Output is copied out.
+    Draining,
+    /// All is at its destination.
+    Drained,
+    /// The start failed.
+    Failed,
+    /// Something could not be drained; data is kept.
+    Held,
+}
+
+/// The instance as people see it. Also the shape of `burstfs status --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// `<cluster>.<job id>.<restart count>`.
+    pub instance: String,
+    /// The value of `name`.
+    pub name: String,
+    /// The job's user.
+    pub user: String,
+    /// Where it is in its life.
+    pub state: State,
+    /// All hosts, by node index.
+    pub hosts: Vec<String>,
+    /// Hosts that have not joined or were lost.
+    pub missing: Vec<String>,
+    /// Bytes asked for.
+    pub capacity: u64,
+    /// Bytes used by objects.
+    pub used: u64,
+    /// Stage-in over all nodes.
+    pub stage_in: StageFigures,
+    /// Drain over all nodes.
+    pub stage_out: StageFigures,
+    /// Why it is what it is; empty when all is well.
+    pub reason: String,
+}
