@@ -1,0 +1,101 @@
+//! What Slurm says of the job, asked as the job's user.
+//!
+//! Only a start asks: to notice `scancel` while nodes wait for one another, and the reason of a node whose `burstfsd`
+//! could not speak for itself (its `burstfs-node` leaves it in the job's AdminComment, which only root can set).
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use burstfs_types::{Code, Failure};
+use tokio::process::Command;
+
+/// Between two questions.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// What `burstfs-node` puts in front of its reason.
+const COMMENT_PREFIX: &str = "burstfs: ";
+
+/// A job as `scontrol show job` describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Job {
+    state: String,
+    admin_comment: String,
+}
+
+/// Comes back only when the start makes no sense any more: the job was cancelled or ended, or a node has left word that
+/// it cannot start. A `slurmctld` that does not answer is asked again: its absence says nothing about the job.
+pub(crate) async fn start_is_pointless(job_id: u32, restart_count: u32, slurm_conf: Option<&str>) -> Failure {
+    loop {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        match show(job_id, slurm_conf).await {
+            Some(job) => {
+                if let Some(failure) = verdict(&job, job_id, restart_count) {
+                    return failure;
+                }
+            }
+            None => tracing::debug!(job_id, "slurmctld does not answer about the job"),
+        }
+    }
+}
+
+fn verdict(job: &Job, job_id: u32, restart_count: u32) -> Option<Failure> {
+    if let Some(failure) = reason_left_by_node(&job.admin_comment, restart_count) {
+        return Some(failure);
+    }
+    // CONFIGURING and RUNNING are the states of a job whose prologs run; PENDING shows for a moment after a requeue.
+    let is_starting = matches!(job.state.as_str(), "CONFIGURING" | "RUNNING" | "PENDING");
+    let message = || format!("job {job_id} is {} while its file system starts", job.state);
+    (!is_starting).then(|| Failure::new(Code::Cancelled, message()))
+}
+
+/// `burstfs: <restart count>: E201: text`: what a node's `burstfs-node` left, if it is about this run of the job.
+fn reason_left_by_node(comment: &str, restart_count: u32) -> Option<Failure> {
+    let (run, rest) = comment.strip_prefix(COMMENT_PREFIX)?.split_once(": ")?;
+    let (code, message) = rest.split_once(": ")?;
+    (run.parse() == Ok(restart_count)).then_some(())?;
+    Some(Failure::new(code.parse().ok()?, message))
+}
+
+async fn show(job_id: u32, slurm_conf: Option<&str>) -> Option<Job> {
+    let mut command = Command::new("scontrol");
+    command.args(["show", "job", &job_id.to_string()]).stdin(Stdio::null()).kill_on_drop(true);
+    if let Some(path) = slurm_conf {
+        command.env("SLURM_CONF", path);
+    }
+    let output = command.output().await.ok().filter(|output| output.status.success())?;
+    parse(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn parse(text: &str) -> Option<Job> {
+    let line_of = |key: &str| text.lines().find_map(|line| line.trim_start().strip_prefix(key));
+    let state = line_of("JobState=")?.split_whitespace().next()?.to_owned();
+    Some(Job { state, admin_comment: line_of("AdminComment=").unwrap_or_default().trim_end().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHOWN: &str = "JobId=7 JobName=x\n   UserId=alice(7001) GroupId=alice(7001)\n   JobState=RUNNING Reason=Prolog\n   \
+                         AdminComment=burstfs: 1: E201: node3: /local is not there \n   Power=\n";
+
+    #[test]
+    fn reads_state_and_comment() {
+        let job = parse(SHOWN).unwrap();
+        assert_eq!(job.state, "RUNNING");
+        assert_eq!(job.admin_comment, "burstfs: 1: E201: node3: /local is not there");
+    }
+
+    #[test]
+    fn a_comment_of_another_run_does_not_count() {
+        let job = parse(SHOWN).unwrap();
+        let failure = verdict(&job, 7, 1).unwrap();
+        assert_eq!((failure.code, failure.message.as_str()), (Code::NvmeMissing, "node3: /local is not there"));
+        assert_eq!(verdict(&job, 7, 0), None);
+    }
+
+    #[test]
+    fn a_cancelled_job_does_not_start() {
+        let job = Job { state: "CANCELLED".into(), admin_comment: String::new() };
+        assert_eq!(verdict(&job, 7, 0).unwrap().code, Code::Cancelled);
+    }
+}
