@@ -1,2 +1,149 @@
-//! Placeholder.
-fn main() {}
+//! `burstfs`: the user's command.
+//!
+//! Owns nothing and changes nothing: it asks Slurm which jobs there are and each instance's MGS how it is. Exit codes:
+//! 0 ok, 1 failure, 2 usage, 3 no such instance, 5 time-out, 7 permission.
+
+mod ask;
+mod slurm;
+mod status;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use burstfs_config::SiteConfig;
+use burstfs_types::Code;
+use clap::{Args, Parser, Subcommand};
+
+use crate::table::Column;
+
+/// The site's configuration, where no other is named.
+const CONFIG: &str = "/etc/burstfs/burstfs.toml";
+
+/// The file system of a job, on its own nodes, for as long as it runs.
+#[derive(Parser)]
+#[command(name = "burstfs", version, disable_help_flag = true, arg_required_else_help = true)]
+struct Cli {
+    /// The site's configuration.
+    #[arg(long, global = true, value_name = "PATH", default_value = CONFIG)]
+    config: PathBuf,
+    /// Prints this text.
+    #[arg(long, action = clap::ArgAction::Help, global = true)]
+    help: Option<bool>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows the instances of your jobs (for root: of all jobs), from any node or the login node.
+    Status(StatusArgs),
+    /// Says what an error code means and what to do about it.
+    Explain {
+        /// For instance E102.
+        code: String,
+    },
+    /// Checks or shows the site's configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// Which instances, and how they are shown.
+#[derive(Args)]
+struct StatusArgs {
+    /// Only these jobs.
+    #[arg(short, long, value_delimiter = ',', value_name = "JOBID")]
+    jobs: Vec<u32>,
+    /// Only these users' jobs.
+    #[arg(short, long, value_delimiter = ',', value_name = "USER")]
+    user: Vec<String>,
+    /// Only jobs that have one of these nodes, in Slurm's notation.
+    #[arg(short = 'w', long, value_name = "NODELIST")]
+    nodelist: Option<String>,
+    /// No line of titles.
+    #[arg(short = 'h', long)]
+    noheader: bool,
+    /// These columns.
+    #[arg(short = 'o', long, value_delimiter = ',', value_name = "COLUMN")]
+    format: Vec<Column>,
+    /// Cells between bars, for programs.
+    #[arg(short, long, conflicts_with = "json")]
+    parsable: bool,
+    /// JSON, with exact figures.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Says whether the configuration is right.
+    Check,
+    /// Prints the configuration with its defaults.
+    Show,
+}
+
+/// What the command ends with, besides success.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Exit {
+    /// It went wrong.
+    Failure = 1,
+    /// The words were off.
+    Usage = 2,
+    /// There is no such instance.
+    NoInstance = 3,
+    /// Nobody answered in time.
+    TimeOut = 5,
+    /// The instance is another user's.
+    Permission = 7,
+}
+
+/// Why the command ends without success: for stderr, and for `$?`.
+struct Ending {
+    message: String,
+    exit: Exit,
+}
+
+impl Ending {
+    fn new(exit: Exit, message: impl ToString) -> Ending {
+        Ending { message: message.to_string(), exit }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(ending) => {
+            eprintln!("burstfs: {}", ending.message);
+            ExitCode::from(ending.exit as u8)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Ending> {
+    match cli.command {
+        Command::Status(args) => status::run(&args, &load(&cli.config)?),
+        Command::Explain { code } => explain(&code),
+        Command::Config(ConfigCommand::Check) => {
+            load(&cli.config)?;
+            println!("{}: ok", cli.config.display());
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Show) => show_config(&load(&cli.config)?),
+    }
+}
+
+fn load(path: &std::path::Path) -> Result<SiteConfig, Ending> {
+    SiteConfig::load(path).map_err(|failure| Ending::new(Exit::Failure, failure))
+}
+
+fn show_config(config: &SiteConfig) -> Result<(), Ending> {
+    let text = config.to_toml().map_err(|error| Ending::new(Exit::Failure, error))?;
+    print!("{text}");
+    Ok(())
+}
+
+fn explain(code: &str) -> Result<(), Ending> {
+    let code: Code = code.parse().map_err(|error| Ending::new(Exit::Usage, error))?;
+    println!("{code}: {}\n\n{}", code.title(), code.explanation());
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Which jobs there are, asked of Slurm with its own commands.
+
+use std::collections::HashMap;
+use std::process::Command;
+
+use burstfs_types::hostlist;
+use serde::Serialize;
+use thiserror::Error;
+
+/// A job that has nodes, and so may have an instance.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Job {
+    /// Its number.
+    pub id: u32,
+    /// Its owner.
+    pub user: String,
+    /// Slurm's state.
+    pub state: String,
+    /// Its hosts, in Slurm's order.
+    pub hosts: Vec<String>,
+    /// How often it was requeued.
+    pub restart_count: u32,
+}
+
+/// Which jobs are asked for; empty lists mean all.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Filter {
+    /// Job ids.
+    pub jobs: Vec<u32>,
+    /// User names.
+    pub users: Vec<String>,
+    /// Host names.
+    pub hosts: Vec<String>,
+}
+
+/// Why Slurm could not be asked.
+#[derive(Debug, Error)]
+pub(crate) enum SlurmError {
+    /// The program is not there.
+    #[error("cannot run {program}: {source}; is Slurm's client installed, and on PATH?")]
+    Run {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It said no.
+    #[error("{program} failed: {message}")]
+    Failed {
+        /// Which.
+        program: &'static str,
+        /// Its words.
+        message: String,
+    },
+    /// It said something else than expected.
+    #[error("{program} answered \"{line}\", which cannot be understood")]
+    Answer {
+        /// Which.
+        program: &'static str,
+        /// The line.
+        line: String,
+    },
+}
+
+/// The jobs that have nodes now and match.
+pub(crate) fn jobs(filter: &Filter) -> Result<Vec<Job>, SlurmError> {
+    let states = "--states=RUNNING,CONFIGURING,COMPLETING,SUSPENDED";
+    let text = run("squeue", &["--noheader", states, "--format=%A|%u|%T|%N"])?;
+    let mut jobs = text.lines().filter(|line| !line.ends_with('|')).map(parse_job).collect::<Result<Vec<_>, _>>()?;
+    jobs.retain(|job| filter.accepts(job));
+    if !jobs.is_empty() {
+        let text = run("squeue", &["--noheader", states, "--Format=JobID:16,RestartCnt:16"])?;
+        let counts = text.lines().map(parse_count).collect::<Result<HashMap<_, _>, _>>()?;
+        for job in &mut jobs {
+            job.restart_count = counts.get(&job.id).copied().unwrap_or_default();
+        }
+    }
+    Ok(jobs)
+}
+
+impl Filter {
+    fn accepts(&self, job: &Job) -> bool {
+        (self.jobs.is_empty() || self.jobs.contains(&job.id))
+            && (self.users.is_empty() || self.users.contains(&job.user))
+            && (self.hosts.is_empty() || job.hosts.iter().any(|host| self.hosts.contains(host)))
+    }
+}
+
+/// The value of `ClusterName` in Slurm's configuration.
+pub(crate) fn cluster_name() -> Result<String, SlurmError> {
+    let text = run("scontrol", &["show", "config"])?;
+    let value = text.lines().find_map(|line| line.strip_prefix("ClusterName")?.split_once('=').map(|(_, value)| value));
+    let missing = || SlurmError::Answer { program: "scontrol", line: "no ClusterName".to_owned() };
+    value.map(|value| value.trim().to_owned()).ok_or_else(missing)
+}
+
+fn run(program: &'static str, arguments: &[&str]) -> Result<String, SlurmError> {
+    let output = Command::new(program).args(arguments).output().map_err(|source| SlurmError::Run { program, source })?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(SlurmError::Failed { program, message });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn parse_job(line: &str) -> Result<Job, SlurmError> {
+    let parsed = || {
+        let mut fields = line.split('|');
+        let id = fields.next()?.parse().ok()?;
+        let user = fields.next()?.to_owned();
+        let state = fields.next()?.to_owned();
+        let hosts = hostlist::expand(fields.next()?).ok()?;
+        Some(Job { id, user, state, hosts, restart_count: 0 })
+    };
+    parsed().ok_or_else(|| SlurmError::Answer { program: "squeue", line: line.to_owned() })
+}
+
+fn parse_count(line: &str) -> Result<(u32, u32), SlurmError> {
+    let parsed = || {
+        let mut fields = line.split_whitespace();
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    parsed().ok_or_else(|| SlurmError::Answer { program: "squeue", line: line.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_squeue() {
+        let job = parse_job("17|alice|RUNNING|node[1-2]").unwrap();
+        assert_eq!((job.id, job.user.as_str(), job.hosts.len()), (17, "alice", 2));
+        assert!(parse_job("x|alice|RUNNING|node1").is_err());
+        assert_eq!(parse_count("17              2               ").unwrap(), (17, 2));
+    }
+
+    #[test]
+    fn filters_combine() {
+        let job = parse_job("17|alice|RUNNING|node[1-2]").unwrap();
+        let filter = |jobs: &[u32], hosts: &[&str]| Filter {
+            jobs: jobs.to_vec(),
+            users: vec!["alice".to_owned()],
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        };
+        assert!(filter(&[], &[]).accepts(&job));
+        assert!(filter(&[17], &["node2"]).accepts(&job));
+        assert!(!filter(&[18], &["node2"]).accepts(&job));
+        assert!(!filter(&[17], &["node3"]).accepts(&job));
+    }
+}

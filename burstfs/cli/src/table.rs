@@ -1,0 +1,204 @@
+//! The table of `burstfs status`, in the manner of `squeue`.
+
+use burstfs_proto::mgs::{InstanceStatus, StageFigures, State};
+
+/// The columns, in their default order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Column {
+    /// Slurm's job id.
+    Jobid,
+    /// The value of `name`.
+    Name,
+    /// The owner.
+    User,
+    /// Where the instance is in its life.
+    State,
+    /// How many nodes.
+    Nodes,
+    /// Capacity asked for.
+    Size,
+    /// Used by files.
+    Used,
+    /// Stage-in.
+    In,
+    /// Drain.
+    Out,
+    /// Hosts.
+    Nodelist,
+    /// Why it is what it is.
+    Reason,
+}
+
+/// What is shown when no `--format` asks for other columns.
+pub(crate) const DEFAULT: [Column; 10] = [
+    Column::Jobid,
+    Column::Name,
+    Column::User,
+    Column::State,
+    Column::Nodes,
+    Column::Size,
+    Column::Used,
+    Column::In,
+    Column::Out,
+    Column::Reason,
+];
+
+impl Column {
+    fn title(self) -> &'static str {
+        match self {
+            Column::Jobid => "JOBID",
+            Column::Name => "NAME",
+            Column::User => "USER",
+            Column::State => "STATE",
+            Column::Nodes => "NODES",
+            Column::Size => "SIZE",
+            Column::Used => "USED",
+            Column::In => "IN",
+            Column::Out => "OUT",
+            Column::Nodelist => "NODELIST",
+            Column::Reason => "REASON",
+        }
+    }
+
+    /// Numbers stand right, words left.
+    fn is_number(self) -> bool {
+        matches!(self, Column::Jobid | Column::Nodes | Column::Size | Column::Used | Column::In | Column::Out)
+    }
+
+    fn cell(self, job_id: u32, status: &InstanceStatus) -> String {
+        match self {
+            Column::Jobid => job_id.to_string(),
+            Column::Name => status.name.clone(),
+            Column::User => status.user.clone(),
+            Column::State => state(status.state).to_owned(),
+            Column::Nodes => status.hosts.len().to_string(),
+            Column::Size => size(status.capacity),
+            Column::Used => size(status.used),
+            Column::In => progress(&status.stage_in),
+            Column::Out => progress(&status.stage_out),
+            Column::Nodelist => burstfs_types::hostlist::compress(&status.hosts),
+            Column::Reason => status.reason.clone(),
+        }
+    }
+}
+
+/// The state's word.
+pub(crate) fn state(state: State) -> &'static str {
+    match state {
+        State::Starting => "STARTING",
+        State::StagingIn => "STAGING_IN",
+        State::Ready => "READY",
+        State::Draining => "DRAINING",
+        State::Drained => "DRAINED",
+        State::Failed => "FAILED",
+        State::Held => "HELD",
+    }
+}
+
+/// How the table is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    /// Aligned, with titles.
+    Table,
+    /// Aligned, without titles.
+    NoHeader,
+    /// Cells between `|`, for programs.
+    Parsable,
+}
+
+/// The table as text, a line per instance.
+pub(crate) fn render(columns: &[Column], rows: &[(u32, InstanceStatus)], form: Form) -> String {
+    let titles = columns.iter().map(|column| column.title().to_owned()).collect::<Vec<_>>();
+    let cells = rows.iter().map(|(id, status)| columns.iter().map(|column| column.cell(*id, status)).collect());
+    let mut lines = Vec::new();
+    if form != Form::NoHeader {
+        lines.push(titles);
+    }
+    lines.extend(cells);
+    if form == Form::Parsable {
+        return lines.iter().map(|line| line.join("|") + "\n").collect();
+    }
+    let widths: Vec<usize> =
+        (0..columns.len()).map(|at| lines.iter().map(|line| line[at].len()).max().unwrap_or_default()).collect();
+    lines.iter().map(|line| align(columns, &widths, line)).collect()
+}
+
+fn align(columns: &[Column], widths: &[usize], line: &[String]) -> String {
+    let cells = columns.iter().zip(widths).zip(line).map(|((column, width), cell)| {
+        if column.is_number() { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+    });
+    cells.collect::<Vec<_>>().join(" ").trim_end().to_owned() + "\n"
+}
+
+/// `ok`, a percentage, or `-` where there is nothing to stage.
+fn progress(figures: &StageFigures) -> String {
+    if figures.files_failed > 0 {
+        return format!("{} failed", figures.files_failed);
+    }
+    if figures.files_total == 0 {
+        return "-".to_owned();
+    }
+    if figures.files_done == figures.files_total {
+        return "ok".to_owned();
+    }
+    let (done, total) = match figures.bytes_total {
+        0 => (figures.files_done, figures.files_total),
+        bytes => (figures.bytes_done, bytes),
+    };
+    format!("{}%", done.min(total).saturating_mul(100) / total.max(1))
+}
+
+/// Bytes in the largest unit of 1024 that leaves a figure of at least 1: `4.0T`, `512`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["", "K", "M", "G", "T", "P"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { bytes.to_string() } else { format!("{value:.1}{}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> InstanceStatus {
+        InstanceStatus {
+            instance: "vc.812345.0".into(),
+            name: "job".into(),
+            user: "alice".into(),
+            state: State::StagingIn,
+            hosts: vec!["n1".into(), "n2".into()],
+            missing: vec![],
+            capacity: 4 << 40,
+            used: 1 << 40,
+            stage_in: StageFigures { bytes_total: 100, bytes_done: 61, files_total: 2, files_done: 1, files_failed: 0 },
+            stage_out: StageFigures::default(),
+            reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn aligns_like_squeue() {
+        let text = render(&DEFAULT, &[(812_345, status())], Form::Table);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], " JOBID NAME USER  STATE      NODES SIZE USED  IN OUT REASON");
+        assert_eq!(lines[1], "812345 job  alice STAGING_IN     2 4.0T 1.0T 61%   -");
+    }
+
+    #[test]
+    fn programs_get_bars() {
+        let text = render(&[Column::Jobid, Column::Nodelist], &[(1, status())], Form::Parsable);
+        assert_eq!(text, "JOBID|NODELIST\n1|n[1-2]\n");
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(size(0), "0");
+        assert_eq!(size(1023), "1023");
+        assert_eq!(size(1536), "1.5K");
+        assert_eq!(size(4 << 40), "4.0T");
+    }
+}
