@@ -1,0 +1,413 @@
+//! What is copied in before the job, and out after it.
+
+use std::fmt;
+
+use burstfs_types::Code;
+use serde::{Deserialize, Serialize};
+
+use crate::create::unknown_key;
+use crate::error::Fault;
+use crate::lex::Text;
+use crate::path::{End, InstancePath, PersistentPath};
+use crate::words::{
+    Atomic, DrainOn, DrainOnError, DrainWhen, EntryType, StageInOnError, StageInWhen, Update, Verify, Word, list,
+    not_built,
+};
+
+/// Something of a file, beside its bytes, that a copy can have in common with the source.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preserve {
+    /// Permission bits.
+    Mode,
+    /// Modification times.
+    Times,
+    /// Owner and group.
+    Owner,
+    /// Access control lists.
+    Acl,
+    /// Extended attributes.
+    Xattr,
+    /// Symbolic links as links.
+    Symlinks,
+    /// Several names of one file.
+    Hardlinks,
+    /// Holes.
+    Sparse,
+}
+
+impl Preserve {
+    /// All of them, in the order of the set.
+    pub const ALL: [Preserve; 8] = [
+        Preserve::Mode,
+        Preserve::Times,
+        Preserve::Owner,
+        Preserve::Acl,
+        Preserve::Xattr,
+        Preserve::Symlinks,
+        Preserve::Hardlinks,
+        Preserve::Sparse,
+    ];
+    const WORDS: [&'static str; 8] = ["mode", "times", "owner", "acl", "xattr", "symlinks", "hardlinks", "sparse"];
+}
+
+/// What of a file is preserved: a set of [`Preserve`]. The default is all, where what could not be preserved is
+/// counted and named.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Preserve>", into = "Vec<Preserve>")]
+pub struct PreserveSet(u8);
+
+impl PreserveSet {
+    /// Everything.
+    pub const ALL: PreserveSet = PreserveSet(u8::MAX);
+
+    /// Whether `what` is to be preserved.
+    pub fn has(self, what: Preserve) -> bool {
+        self.0 & (1 << what as u8) != 0
+    }
+
+    /// The members, in order.
+    pub fn iter(self) -> impl Iterator<Item = Preserve> {
+        Preserve::ALL.into_iter().filter(move |what| self.has(*what))
+    }
+
+    fn insert(&mut self, what: Preserve) -> bool {
+        let is_new = !self.has(what);
+        self.0 |= 1 << what as u8;
+        is_new
+    }
+
+    fn parse(text: &Text) -> Result<PreserveSet, Fault> {
+        if text.plain() == "all" {
+            return Ok(PreserveSet::ALL);
+        }
+        let mut set = PreserveSet(0);
+        // A comma within quotes still separates: in a directive without white space it has to be quoted.
+        let plain = text.plain();
+        for word in plain.split(',') {
+            let Some(at) = Preserve::WORDS.iter().position(|known| *known == word) else {
+                let known = list(&Preserve::WORDS);
+                let message = format!("\"{word}\" cannot be preserved; say all, or some of {known}");
+                return Err(Fault::new(Code::BadValue, &text.span, message));
+            };
+            if !set.insert(Preserve::ALL[at]) {
+                return Err(Fault::new(Code::BadValue, &text.span, format!("\"{word}\" stands twice in preserve")));
+            }
+        }
+        Ok(set)
+    }
+}
+
+impl Default for PreserveSet {
+    fn default() -> PreserveSet {
+        PreserveSet::ALL
+    }
+}
+
+impl fmt::Display for PreserveSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == PreserveSet::ALL {
+            return f.write_str("all");
+        }
+        let words: Vec<&str> = self.iter().map(|what| Preserve::WORDS[what as usize]).collect();
+        f.write_str(&words.join(","))
+    }
+}
+
+impl TryFrom<Vec<Preserve>> for PreserveSet {
+    type Error = String;
+
+    fn try_from(members: Vec<Preserve>) -> Result<PreserveSet, String> {
+        let mut set = PreserveSet(0);
+        for what in members {
+            if !set.insert(what) {
+                return Err(format!("{what:?} stands twice in preserve"));
+            }
+        }
+        if set.0 == 0 { Err("preserve is empty".to_owned()) } else { Ok(set) }
+    }
+}
+
+impl From<PreserveSet> for Vec<Preserve> {
+    fn from(set: PreserveSet) -> Vec<Preserve> {
+        set.iter().collect()
+    }
+}
+
+/// One copy into the instance.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageIn {
+    /// What is copied.
+    pub source: PersistentPath,
+    /// Where it goes; see [`copy_target`].
+    pub destination: InstancePath,
+    /// What the source must be.
+    #[serde(rename = "type")]
+    pub entry_type: EntryType,
+    /// When.
+    pub when: StageInWhen,
+    /// What a failure does.
+    pub on_error: StageInOnError,
+    /// What is preserved.
+    pub preserve: PreserveSet,
+    /// How the copy is proved.
+    pub verify: Verify,
+    /// Which files are copied.
+    pub update: Update,
+}
+
+/// One copy out of the instance.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageOut {
+    /// What is copied.
+    pub source: InstancePath,
+    /// Where it goes; see [`copy_target`].
+    pub destination: PersistentPath,
+    /// What the source must be.
+    #[serde(rename = "type")]
+    pub entry_type: EntryType,
+    /// When.
+    pub when: DrainWhen,
+    /// After which ends of the job.
+    pub on: DrainOn,
+    /// What a failure does.
+    pub on_error: DrainOnError,
+    /// What is preserved.
+    pub preserve: PreserveSet,
+    /// How the copy is proved.
+    pub verify: Verify,
+    /// What appears at once.
+    pub atomic: Atomic,
+    /// Which files are copied.
+    pub update: Update,
+}
+
+/// Where the copy of `source` goes, by rsync's rules: a source that ends with `/` is copied as `destination` itself; a
+/// directory goes into `destination` under its own name, and so does a file when `destination` ends with `/`; else a
+/// file becomes `destination`.
+pub fn copy_target(source: &str, destination: &str, is_directory: bool) -> String {
+    let base = destination.trim_end_matches('/');
+    let is_contents = source.ends_with('/');
+    let is_named = is_directory || destination.ends_with('/');
+    match source.trim_end_matches('/').rsplit('/').next() {
+        Some(name) if !is_contents && is_named && !name.is_empty() => format!("{base}/{name}"),
+        _ if base.is_empty() => "/".to_owned(),
+        _ => base.to_owned(),
+    }
+}
+
+const COMMON_KEYS: [&str; 8] = ["source", "destination", "type", "when", "on_error", "preserve", "verify", "update"];
+const OUT_KEYS: [&str; 2] = ["on", "atomic"];
+const LATER_KEYS: [&str; 5] = ["list", "include", "exclude", "bwlimit", "retain"];
+const LATER_OUT_KEYS: [&str; 1] = ["deadline"];
+
+/// The items of one stage directive until all have been read.
+pub(crate) struct Draft<'a> {
+    is_out: bool,
+    items: Vec<(&'a Text, &'a Text)>,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(is_out: bool) -> Draft<'a> {
+        Draft { is_out, items: Vec::new() }
+    }
+
+    fn verb(&self) -> &'static str {
+        if self.is_out { "stage_out" } else { "stage_in" }
+    }
+
+    /// Takes one item; its value is read when the directive is complete.
+    pub(crate) fn push(&mut self, key: &'a Text, value: &'a Text) -> Result<(), Fault> {
+        let name = key.plain();
+        let name = name.as_str();
+        let is_later = LATER_KEYS.contains(&name) || (self.is_out && LATER_OUT_KEYS.contains(&name));
+        let is_out_only = OUT_KEYS.contains(&name) || LATER_OUT_KEYS.contains(&name);
+        let is_built = COMMON_KEYS.contains(&name) || (self.is_out && OUT_KEYS.contains(&name));
+        if !is_later && !is_built {
+            if is_out_only {
+                let message = format!("unknown key \"{name}\" of stage_in; only stage_out has it");
+                return Err(Fault::new(Code::UnknownKey, &key.span, message));
+            }
+            let out = if self.is_out { [OUT_KEYS.as_slice(), &LATER_OUT_KEYS].concat() } else { Vec::new() };
+            return Err(unknown_key(key, self.verb(), COMMON_KEYS.into_iter().chain(LATER_KEYS).chain(out)));
+        }
+        if is_later {
+            return Err(not_built(key, &format!("the key \"{name}\"")));
+        }
+        if self.items.iter().any(|(earlier, _)| earlier.plain() == name) {
+            let message = format!("\"{name}\" stands twice in one directive");
+            return Err(Fault::new(Code::DuplicateKey, &key.span, message));
+        }
+        self.items.push((key, value));
+        Ok(())
+    }
+
+    fn find(&self, key: &str) -> Option<&'a Text> {
+        self.items.iter().find(|(name, _)| name.plain() == key).map(|(_, value)| *value)
+    }
+
+    fn required(&self, key: &str, verb_mark: &Text) -> Result<&'a Text, Fault> {
+        let missing = || {
+            let message = format!("{} needs {key}=", self.verb());
+            Fault::new(Code::BadSyntax, &verb_mark.span, message)
+        };
+        self.find(key).ok_or_else(missing)
+    }
+
+    fn word<T: Word + Default>(&self, key: &str) -> Result<T, Fault> {
+        self.find(key).map_or_else(|| Ok(T::default()), |value| T::parse(key, value))
+    }
+
+    fn preserve(&self) -> Result<PreserveSet, Fault> {
+        self.find("preserve").map_or(Ok(PreserveSet::ALL), PreserveSet::parse)
+    }
+
+    /// `type=list` is a value of later; the rest of the check is that a file has no contents to copy.
+    fn entry_type(&self, source_ends_with_slash: bool) -> Result<EntryType, Fault> {
+        let entry_type: EntryType = self.word("type")?;
+        match self.find("type") {
+            Some(value) if entry_type == EntryType::File && source_ends_with_slash => {
+                let message = "type=file, but the source ends with \"/\": the contents of a directory";
+                Err(Fault::new(Code::Conflict, &value.span, message))
+            }
+            _ => Ok(entry_type),
+        }
+    }
+
+    /// `verb` is what to mark when something is missing.
+    pub(crate) fn stage_in(&self, verb: &Text) -> Result<StageIn, Fault> {
+        let source = PersistentPath::parse(self.required("source", verb)?, End::Source)?;
+        let destination = InstancePath::parse(self.required("destination", verb)?, End::Destination)?;
+        Ok(StageIn {
+            entry_type: self.entry_type(source.ends_with_slash())?,
+            source,
+            destination,
+            when: self.word("when")?,
+            on_error: self.word("on_error")?,
+            preserve: self.preserve()?,
+            verify: self.word("verify")?,
+            update: self.word("update")?,
+        })
+    }
+
+    /// As [`Draft::stage_in`].
+    pub(crate) fn stage_out(&self, verb: &Text) -> Result<StageOut, Fault> {
+        let source = InstancePath::parse(self.required("source", verb)?, End::Source)?;
+        let destination = PersistentPath::parse(self.required("destination", verb)?, End::Destination)?;
+        Ok(StageOut {
+            entry_type: self.entry_type(source.ends_with_slash())?,
+            source,
+            destination,
+            when: self.word("when")?,
+            on: self.word("on")?,
+            on_error: self.word("on_error")?,
+            preserve: self.preserve()?,
+            verify: self.word("verify")?,
+            atomic: self.word("atomic")?,
+            update: self.word("update")?,
+        })
+    }
+
+    /// Where to mark an error of the destination.
+    pub(crate) fn destination_span(&self) -> std::ops::Range<usize> {
+        self.find("destination").map_or(0..0, |value| value.span.clone())
+    }
+}
+
+/// The components of what a copy writes, as far as they are known before the source is looked at.
+fn written(source: Vec<String>, is_contents: bool, destination: Vec<String>, into: bool) -> Vec<String> {
+    let mut target = destination;
+    if into && !is_contents {
+        target.extend(source.last().cloned());
+    }
+    target
+}
+
+impl StageIn {
+    /// As [`StageOut::written`].
+    pub(crate) fn written(&self) -> Vec<String> {
+        let into = self.destination.ends_with_slash() || self.entry_type == EntryType::Directory;
+        let (source, destination) = (self.source.components(), self.destination.components());
+        written(source, self.source.ends_with_slash(), destination, into)
+    }
+
+    pub(crate) fn to_directive(&self) -> String {
+        format!(
+            "stage_in source={} destination={} type={} when={} on_error={} preserve={} verify={} update={}",
+            self.source.to_directive(),
+            self.destination.to_directive(),
+            self.entry_type,
+            self.when,
+            self.on_error,
+            self.preserve,
+            self.verify,
+            self.update
+        )
+    }
+}
+
+impl StageOut {
+    /// What the copy writes; a prefix of it when the source's type is not known.
+    pub(crate) fn written(&self) -> Vec<String> {
+        let into = self.destination.ends_with_slash() || self.entry_type == EntryType::Directory;
+        let (source, destination) = (self.source.components(), self.destination.components());
+        written(source, self.source.ends_with_slash(), destination, into)
+    }
+
+    pub(crate) fn to_directive(&self) -> String {
+        format!(
+            "stage_out source={} destination={} type={} when={} on={} on_error={} preserve={} verify={} atomic={} \
+             update={}",
+            self.source.to_directive(),
+            self.destination.to_directive(),
+            self.entry_type,
+            self.when,
+            self.on,
+            self.on_error,
+            self.preserve,
+            self.verify,
+            self.atomic,
+            self.update
+        )
+    }
+}
+
+/// Whether two copies write the same place, or one within the other.
+pub(crate) fn overlap(a: &[String], b: &[String]) -> bool {
+    let common = a.len().min(b.len());
+    a[..common] == b[..common]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_as_in_rsync() {
+        for (source, destination, is_directory, target) in [
+            ("/a/in/", "/x", true, "/x"),
+            ("/a/in/", "/x/", true, "/x"),
+            ("/a/in", "/x", true, "/x/in"),
+            ("/a/in", "/", true, "/in"),
+            ("/a/in/", "/", true, "/"),
+            ("/a/f", "/x", false, "/x"),
+            ("/a/f", "/x/", false, "/x/f"),
+            ("/a/f", "/", false, "/f"),
+            ("/", "/x", true, "/x"),
+        ] {
+            assert_eq!(copy_target(source, destination, is_directory), target, "{source} {destination}");
+        }
+    }
+
+    #[test]
+    fn nested_targets_overlap() {
+        let parts = |path: &str| path.split('/').skip(1).map(str::to_owned).collect::<Vec<_>>();
+        assert!(overlap(&parts("/a"), &parts("/a")));
+        assert!(overlap(&parts("/a"), &parts("/a/b")));
+        assert!(overlap(&[], &parts("/a")));
+        assert!(!overlap(&parts("/a/b"), &parts("/a/c")));
+        assert!(!overlap(&parts("/a"), &parts("/ab")));
+    }
+}

@@ -1,0 +1,367 @@
+//! Each rule of the directives' grammar, by example.
+
+#![allow(clippy::unwrap_used)]
+
+use burstfs_spec::{
+    Accumulator, Capacity, CreateItems, EntryType, JobSpec, Layout, Preserve, PreserveSet, ProfileError, SpecError,
+    Transport, Update, Values, Verify,
+};
+use burstfs_types::Code;
+
+fn profiles(name: &str) -> Result<CreateItems, ProfileError> {
+    match name {
+        "ckpt" => Ok(CreateItems::parse("per_node=100GiB layout=local").unwrap()),
+        _ => Err(ProfileError::Unknown { known: vec!["ckpt".to_owned()] }),
+    }
+}
+
+fn merge(directives: &[&str]) -> Result<Option<JobSpec>, SpecError> {
+    let mut accumulator = Accumulator::new();
+    for directive in directives {
+        accumulator.add(directive, &profiles)?;
+    }
+    Ok(accumulator.finish())
+}
+
+fn spec(directives: &[&str]) -> JobSpec {
+    merge(directives).unwrap().unwrap()
+}
+
+fn total_bytes(spec: &JobSpec) -> u64 {
+    match spec.create.capacity {
+        Some(Capacity::Total(size)) => size.bytes(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What is refused, its code, and the marked text.
+fn refused(directives: &[&str], code: Code, marked: &str) -> String {
+    let error = merge(directives).unwrap_err();
+    let place = error.place.clone().unwrap_or_else(|| panic!("{directives:?}: {error}"));
+    let found = (error.code, &place.directive[place.mark]);
+    assert_eq!(found, (code, marked), "{directives:?}: {error}");
+    error.message
+}
+
+#[test]
+fn the_examples_of_the_interface() {
+    assert_eq!(total_bytes(&spec(&["4TiB"])), 4_398_046_511_104);
+    let ckpt = spec(&["ckpt"]);
+    assert_eq!((ckpt.bytes_per_node(4, 0), ckpt.create.layout), (100 << 30, Layout::Local));
+    let staged = spec(&["stage_in  source=/lus/me/in/ destination=/in"]);
+    assert_eq!(staged.stage_in[0].source.to_string(), "/lus/me/in/");
+    assert_eq!(staged.stage_in[0].destination.resolved(), Ok("/in"));
+    assert_eq!(staged.create.capacity, None);
+    refused(&["capacity=4TiB layout=auto tolerate=1"], Code::NotBuiltYet, "1");
+    refused(
+        &["stage_out source=/out/ destination=/lus/me/run-%j when=interval:15m"],
+        Code::NotBuiltYet,
+        "interval:15m",
+    );
+}
+
+#[test]
+fn a_mistake_is_shown_with_its_place() {
+    let error = merge(&["capcity=4TiB layout=auto"]).unwrap_err();
+    let expected = [
+        "burstfs: E102: unknown key \"capcity\"; did you mean \"capacity\"?",
+        "  --burstfs=\"capcity=4TiB layout=auto\"",
+        "             ^^^^^^^",
+    ];
+    assert_eq!(error.render(), expected);
+}
+
+#[test]
+fn create_keys_merge_and_the_later_wins() {
+    let merged = spec(&["4TiB layout=local name=a", "8TiB", "transport=tcp"]);
+    assert_eq!(total_bytes(&merged), 8 << 40);
+    assert_eq!(merged.create.layout, Layout::Local);
+    assert_eq!(merged.create.transport, Transport::Tcp);
+    assert_eq!(merged.create.name.as_str(), "a");
+    assert!(matches!(spec(&["4TiB", "per_node=1TiB"]).create.capacity, Some(Capacity::PerNode(_))));
+    assert_eq!(total_bytes(&spec(&["per_node=1TiB", "capacity=4TiB"])), 4 << 40);
+    assert_eq!(total_bytes(&spec(&["ckpt capacity=4TiB"])), 4 << 40);
+    assert_eq!(spec(&["ckpt", "layout=auto"]).create.layout, Layout::Auto);
+}
+
+#[test]
+fn stages_append_and_none_drops() {
+    let two = ["stage_in source=/a/ destination=/a", "4TiB", "stage_in source=/b/ destination=/b"];
+    assert_eq!(spec(&two).stage_in.len(), 2);
+    assert_eq!(merge(&["4TiB", "none"]), Ok(None));
+    assert_eq!(merge(&[]), Ok(None));
+    let after = spec(&["4TiB name=x", "stage_in source=/a/ destination=/a", "none", "1TiB"]);
+    assert_eq!((total_bytes(&after), after.create.name.as_str(), after.stage_in.len()), (1 << 40, "job", 0));
+    refused(&["none 4TiB"], Code::BadSyntax, "4TiB");
+}
+
+#[test]
+fn verbs_and_separators() {
+    assert_eq!(spec(&["create,4TiB,layout=local"]), spec(&["create 4TiB layout=local"]));
+    assert_eq!(spec(&["create"]), spec(&["name=job"]));
+    assert_eq!(spec(&["4TiB,layout=local"]), spec(&["  capacity=4T\tlayout='local' "]));
+    refused(&["attach name=x"], Code::NotBuiltYet, "attach");
+    let message = refused(&["stagein source=/a destination=/b"], Code::UnknownProfile, "stagein");
+    assert!(message.contains("did you mean \"stage_in\"?"), "{message}");
+    let message = refused(&["ckt"], Code::UnknownProfile, "ckt");
+    assert!(message.contains("did you mean \"ckpt\"?"), "{message}");
+    refused(&["layout=local 4TiB"], Code::BadSyntax, "4TiB");
+    refused(&["layout=local ckpt"], Code::BadSyntax, "ckpt");
+    refused(&["capacity"], Code::BadSyntax, "capacity");
+    refused(&["stage_in 4TiB"], Code::BadSyntax, "4TiB");
+    refused(&["capacity = 4TiB"], Code::BadSyntax, "=");
+    let message = refused(&["capacity=4TiB, layout=auto"], Code::BadSize, "4TiB,");
+    assert!(message.contains("white space only"), "{message}");
+}
+
+#[test]
+fn the_short_form_within_create() {
+    let short = spec(&["4TiB stage_in=/lus/me/in/:/in stage_out=/out/:/lus/me/run-%j"]);
+    let long = spec(&[
+        "4TiB",
+        "stage_in source=/lus/me/in/ destination=/in",
+        "stage_out source=/out/ destination=/lus/me/run-%j",
+    ]);
+    assert_eq!(short, long);
+    assert_eq!(spec(&["1T,stage_in=/a/:/a,stage_in=/b/:/b"]).stage_in.len(), 2);
+    let escaped = spec(&[r"1T stage_in=/lus/a\:b/:/in"]);
+    assert_eq!(escaped.stage_in[0].source.resolved(), Ok("/lus/a:b/"));
+    refused(&["4TiB stage_in=/lus/me/in"], Code::BadSyntax, "/lus/me/in");
+    refused(&["4TiB stage_in=/a:/b:/c"], Code::BadSyntax, "/a:/b:/c");
+    refused(&["4TiB stage_in=:/c"], Code::BadSyntax, ":/c");
+    refused(&["4TiB stage_in=in:/c"], Code::BadPath, "in");
+    refused(&["stage_in stage_in=/a:/b"], Code::UnknownKey, "stage_in");
+}
+
+#[test]
+fn refused_values() {
+    refused(&["4"], Code::BadSize, "4");
+    refused(&["4XB"], Code::BadSize, "4XB");
+    refused(&["-4T"], Code::BadSize, "-4T");
+    refused(&["capacity=0T"], Code::BadSize, "0T");
+    refused(&["capacity="], Code::BadValue, "capacity=");
+    refused(&["capacity=1T capacity=2T"], Code::DuplicateKey, "capacity");
+    refused(&["1T capacity=2T"], Code::DuplicateKey, "capacity");
+    refused(&["capacity=1T per_node=2T"], Code::Conflict, "per_node");
+    refused(&["1T per_node=2T"], Code::Conflict, "per_node");
+    refused(&["name=Job"], Code::BadValue, "Job");
+    refused(&["tolerate=x"], Code::BadValue, "x");
+    let message = refused(&["layout=locl"], Code::BadValue, "locl");
+    assert!(message.contains("did you mean \"local\"?"), "{message}");
+    let message = refused(&["colour=red"], Code::UnknownKey, "colour");
+    assert_eq!(message, "unknown key \"colour\" of create");
+    refused(&["source=/a"], Code::UnknownKey, "source");
+    refused(&["stage_in source=/a destination=/b on=always"], Code::UnknownKey, "on");
+    refused(&["stage_in source=/a source=/b destination=/b"], Code::DuplicateKey, "source");
+    refused(&["stage_in source=/a"], Code::BadSyntax, "stage_in");
+    refused(&["stage_out destination=/a"], Code::BadSyntax, "stage_out");
+    refused(&["stage_in source=/a/ destination=/b type=file"], Code::Conflict, "file");
+    refused(&["stage_in source=/a destination=/b verify=sum"], Code::BadValue, "sum");
+    refused(&["stage_in source=/a destination=/b preserve=mode,colour"], Code::BadValue, "mode,colour");
+    refused(&["stage_in source=/a destination=/b preserve=mode,mode"], Code::BadValue, "mode,mode");
+}
+
+#[test]
+fn what_is_not_built_is_refused_as_such() {
+    for (item, marked) in [
+        ("mode=private", "private"),
+        ("layout=striped", "striped"),
+        ("layout=striped:count=4,size=1M", "striped:count=4,size=1M"),
+        ("servers=4", "4"),
+        ("servers=dedicated:2", "dedicated:2"),
+        ("redundancy=mirror", "mirror"),
+        ("tolerate=1", "1"),
+        ("on_full=drain", "drain"),
+        ("mount=/x", "mount"),
+        ("tmpdir=yes", "tmpdir"),
+        ("requeue=keep", "keep"),
+        ("lifetime=2days", "lifetime"),
+        ("transport=rdma", "rdma"),
+        ("compat=dw", "compat"),
+    ] {
+        refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);
+    }
+    for (item, marked) in [
+        ("type=list", "list"),
+        ("list=/f", "list"),
+        ("include=*.h5", "include"),
+        ("exclude=*.h5", "exclude"),
+        ("on_error=warn", "warn"),
+        ("bwlimit=1GB", "bwlimit"),
+        ("retain=24h", "retain"),
+    ] {
+        refused(&[&format!("stage_in source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
+        refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
+    }
+    refused(&["stage_in source=/a destination=/b when=async"], Code::NotBuiltYet, "async");
+    refused(&["stage_in source=/a/*.dat destination=/b"], Code::NotBuiltYet, "*");
+    for (item, marked) in [
+        ("when=continuous", "continuous"),
+        ("when=interval:15m", "interval:15m"),
+        ("when=manual", "manual"),
+        ("on=success", "success"),
+        ("on=failure", "failure"),
+        ("atomic=dir", "dir"),
+        ("deadline=auto", "deadline"),
+    ] {
+        refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
+    }
+}
+
+#[test]
+fn what_is_built_is_taken() {
+    let all = spec(&[
+        "capacity=1T name=x mode=shared layout=auto servers=all redundancy=none tolerate=0 on_full=enospc \
+         requeue=fresh transport=auto",
+        "stage_in source=/a destination=/b type=directory when=before on_error=fail preserve=mode,times verify=size \
+         update=all",
+        "stage_out source=/a destination=/c type=auto when=end on=always on_error=hold preserve=all verify=none \
+         atomic=none update=changed",
+    ]);
+    let stage = &all.stage_in[0];
+    assert_eq!((stage.entry_type, stage.verify, stage.update), (EntryType::Directory, Verify::Size, Update::All));
+    let kept: Vec<Preserve> = stage.preserve.iter().collect();
+    assert_eq!(kept, [Preserve::Mode, Preserve::Times]);
+    assert_eq!(all.stage_out[0].preserve, PreserveSet::ALL);
+    let quoted = spec(&["stage_in,source=/a,destination=/b,preserve='mode,times'"]);
+    assert_eq!(quoted.stage_in[0].preserve, stage.preserve);
+}
+
+#[test]
+fn paths() {
+    refused(&["stage_in source=in destination=/in"], Code::BadPath, "in");
+    refused(&["stage_in source=/in destination=in"], Code::BadPath, "in");
+    refused(&["stage_in source=/in destination=/../in"], Code::BadPath, "/../in");
+    refused(&["stage_out source=/a/../../b destination=/lus"], Code::BadPath, "/a/../../b");
+    refused(&["stage_out source=/out destination=/lus/%y"], Code::BadPath, "%y");
+    refused(&["stage_out source=/out destination=/lus/$LOGNAME"], Code::BadPath, "$LOGNAME");
+    refused(&["stage_out source=/out destination=/lus/*"], Code::BadPath, "*");
+    let quoted = spec(&["stage_in source='$HOME/my dir/' destination=/in"]);
+    let home = Values { home: Some("/home/alice".to_owned()), ..Values::default() };
+    let bound = quoted.bind(&home).unwrap();
+    assert_eq!(bound.stage_in[0].source.resolved(), Ok("/home/alice/my dir/"));
+}
+
+#[test]
+fn overlapping_destinations() {
+    let second = |first: &str, second: &str| merge(&[first, second]).map(|_| ()).map_err(|error| error.code);
+    let stage = |source: &str, destination: &str| format!("stage_in source={source} destination={destination}");
+    assert_eq!(second(&stage("/a/", "/in"), &stage("/b/", "/in")), Err(Code::Conflict));
+    assert_eq!(second(&stage("/a/", "/in"), &stage("/b/", "/in/b")), Err(Code::Conflict));
+    assert_eq!(second(&stage("/a/", "/in/a"), &stage("/b/", "//in/./")), Err(Code::Conflict));
+    assert_eq!(second(&stage("/a/", "/"), &stage("/b/", "/in")), Err(Code::Conflict));
+    assert_eq!(second(&stage("/a", "/in"), &stage("/b", "/in")), Err(Code::Conflict));
+    assert_eq!(second(&stage("/a", "/in/"), &stage("/b", "/in/")), Ok(()));
+    assert_eq!(second(&stage("/x/a", "/in/"), &stage("/y/a", "/in/")), Err(Code::Conflict));
+    assert_eq!(second(&stage("/a/", "/in1"), &stage("/b/", "/in")), Ok(()));
+    refused(
+        &["stage_out source=/a/ destination=/lus/%j", "stage_out source=/b/ destination=/lus/%j/b"],
+        Code::Conflict,
+        "/lus/%j/b",
+    );
+    let hidden = ["stage_out source=/a/ destination=/lus/%j", "stage_out source=/b/ destination=/lus/42"];
+    let values = Values { job_id: Some("42".to_owned()), ..Values::default() };
+    assert_eq!(spec(&hidden).bind(&values).unwrap_err().code, Code::Conflict);
+}
+
+#[test]
+fn an_error_leaves_the_accumulator_as_it_was() {
+    let mut accumulator = Accumulator::new();
+    accumulator.add("4TiB", &profiles).unwrap();
+    let before = accumulator.clone();
+    assert!(accumulator.add("8TiB stage_in=/a/:/a stage_in=/b/:/a", &profiles).is_err());
+    assert_eq!(accumulator, before);
+}
+
+#[test]
+fn too_large_is_refused() {
+    assert_eq!(merge(&[&"x".repeat(65_537)]).unwrap_err().code, Code::SpecTooLarge);
+    let stages: Vec<String> = (0..600).map(|n| format!("stage_in source=/{n}/ destination=/{n}")).collect();
+    let stages: Vec<&str> = stages.iter().map(String::as_str).collect();
+    assert_eq!(merge(&stages).unwrap_err().code, Code::SpecTooLarge);
+}
+
+#[test]
+fn capacity_per_node() {
+    assert_eq!(spec(&["4TiB"]).bytes_per_node(4, 7), 1 << 40);
+    assert_eq!(spec(&["1KB"]).bytes_per_node(3, 7), 334);
+    assert_eq!(spec(&["per_node=1KB"]).bytes_per_node(3, 7), 1000);
+    assert_eq!(spec(&["create"]).bytes_per_node(3, 7), 7);
+    assert_eq!(spec(&["1KB"]).bytes_per_node(0, 7), 1000);
+}
+
+#[test]
+fn echo() {
+    let echoed = spec(&["4TiB stage_in=/lus/me/in/:/in stage_out=/out/:/lus/me/run-%j"]).echo();
+    let expected = [
+        "burstfs: capacity 4TiB = 4398046511104 bytes",
+        "burstfs: stage_in /lus/me/in/ to /in",
+        "burstfs: stage_out /out/ to /lus/me/run-%j",
+    ];
+    assert_eq!(echoed, expected);
+}
+
+#[test]
+fn profiles_that_cannot_be_read() {
+    let broken = |_: &str| {
+        let failure = burstfs_types::Failure::new(Code::BadConfig, "/etc/burstfs/burstfs.toml: missing");
+        Err(ProfileError::Unavailable(failure))
+    };
+    let mut accumulator = Accumulator::new();
+    assert_eq!(accumulator.add("ckpt", &broken).unwrap_err().code, Code::BadConfig);
+    assert!(accumulator.add("4TiB", &broken).is_ok());
+}
+
+#[test]
+fn bytes_that_are_no_text() {
+    let mut accumulator = Accumulator::new();
+    let error = accumulator.add_bytes(b"4TiB name=\xff\xfe", &profiles).unwrap_err();
+    assert_eq!(error.code, Code::BadSyntax);
+    assert_eq!(error.place.unwrap().mark, 10..13);
+}
+
+#[test]
+fn canonical_json_is_stable() {
+    let json = spec(&["4TiB stage_in=/lus/me/in/:/in stage_out=/out/:/lus/run-%j"]).to_json().unwrap();
+    let expected = concat!(
+        r#"{"version":1,"create":{"capacity":{"total":4398046511104},"name":"job","mode":"shared","layout":"auto","#,
+        r#""servers":"all","redundancy":"none","tolerate":0,"on_full":"enospc","requeue":"fresh","transport":"auto"},"#,
+        r#""stage_in":[{"source":"/lus/me/in/","destination":"/in","type":"auto","when":"before","on_error":"fail","#,
+        r#""preserve":["mode","times","owner","acl","xattr","symlinks","hardlinks","sparse"],"verify":"checksum","#,
+        r#""update":"changed"}],"#,
+        r#""stage_out":[{"source":"/out/","destination":"/lus/run-%j","type":"auto","when":"end","on":"always","#,
+        r#""on_error":"hold","preserve":["mode","times","owner","acl","xattr","symlinks","hardlinks","sparse"],"#,
+        r#""verify":"checksum","atomic":"file","update":"changed"}]}"#,
+    );
+    assert_eq!(json, expected);
+}
+
+#[test]
+fn hostile_json() {
+    let good = spec(&["4TiB stage_in=/lus/me/in/:/in stage_in=/b/:/b"]).to_json().unwrap();
+    assert!(JobSpec::from_json(&good).is_ok());
+    for (from, to) in [
+        ("\"version\":1", "\"version\":2"),
+        ("\"version\":1", "\"version\":1,\"version\":1"),
+        ("\"version\":1,", ""),
+        ("\"tolerate\":0", "\"tolerate\":1"),
+        ("\"tolerate\":0", "\"tolerate\":0,\"sneaky\":1"),
+        ("\"mode\":\"shared\"", "\"mode\":\"private\""),
+        ("4398046511104", "0"),
+        ("4398046511104", "-1"),
+        ("\"name\":\"job\"", "\"name\":\"../x\""),
+        ("\"destination\":\"/b\"", "\"destination\":\"/../b\""),
+        ("\"destination\":\"/b\"", "\"destination\":\"/b\\u0000\""),
+        ("\"destination\":\"/b\"", "\"destination\":\"/in/b\""),
+        ("\"source\":\"/b/\"", "\"source\":\"b/\""),
+        ("\"source\":\"/b/\"", "\"source\":\"/b/$PATH\""),
+        ("\"source\":\"/b/\"", "\"source\":\"/b/*\""),
+        ("[\"mode\",", "[\"mode\",\"mode\","),
+        ("\"stage_out\":[]", "\"stage_out\":[]}{"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        assert!(JobSpec::from_json(&good.replacen(from, to, 1)).is_err(), "{to}");
+    }
+    assert_eq!(JobSpec::from_json(&" ".repeat(65_537)).unwrap_err().code, Code::SpecTooLarge);
+    assert!(JobSpec::from_json(&"[".repeat(60_000)).is_err());
+}
