@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The MGS: which nodes serve what at which addresses, what they go through together, and the queue of staging work.
+//!
+//! Owns the rules of an instance's life as seen from node 0. Pure: no socket, no clock, no task; the driver in `burstfsd`
+//! brings requests and events in, and wakes those who wait when [`Mgs::version`] has moved.
+//!
+//! ```text
+//!            all joined      all StagedIn     first ClientsGone    all Drained, conclude()
+//!  STARTING ----------> STAGING_IN -----> READY -----------> DRAINING ---------> DRAINED | HELD
+//!     |                    |
+//!     '-- fail, cancel, ---'--> FAILED          a node that is lost from READY on is left out: barriers name it
+//!         time-out, lost
+//! ```
+//!
+//! Invariants: a failure before READY is final and reaches every node; after READY nothing fails the instance. A barrier
+//! that was passed stays passed. The map's generation rises with every change of an address.
+
+mod directory;
+pub mod ports;
+mod queue;
+
+pub use directory::{Conclusion, Identity, JoinRefused, Mgs};
+pub use queue::Queue;

@@ -1,0 +1,417 @@
+//! Registration, map, barriers, status.
+
+use std::net::SocketAddr;
+
+use burstfs_proto::mgs::{BarrierDone, InstanceStatus, Join, Map, MapNode, Phase, Report, StageFigures, State, Waited};
+use burstfs_types::{Code, Failure, NodeIndex, hostlist};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What does not change in an instance's life.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// `<cluster>.<job id>.<restart count>`.
+    pub instance: String,
+    /// The value of `name`.
+    pub name: String,
+    /// The job's user.
+    pub user: String,
+    /// By node index.
+    pub hosts: Vec<String>,
+    /// Bytes asked for, over all nodes.
+    pub capacity: u64,
+}
+
+/// How an instance ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Conclusion {
+    /// Everything that was to be drained is at its destination.
+    Drained,
+    /// Something is not: data is kept.
+    Held(Failure),
+}
+
+/// Why a node may not join.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum JoinRefused {
+    /// The instance has no such node.
+    #[error("the instance has no {0}")]
+    NoSuchNode(NodeIndex),
+    /// A later life of the node's daemon has joined already.
+    #[error("{0} has joined with a later incarnation")]
+    Outdated(NodeIndex),
+    /// The instance went on without it.
+    #[error("{0} was given up")]
+    Lost(NodeIndex),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+struct Node {
+    joined: Option<(u64, SocketAddr)>,
+    reached: Option<Phase>,
+    is_lost: bool,
+    #[serde(skip)]
+    report: Option<Report>,
+}
+
+/// The instance's directory. What a restarted node 0 needs is in its serialized form; reports are told again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mgs {
+    identity: Identity,
+    nodes: Vec<Node>,
+    generation: u64,
+    failure: Option<Failure>,
+    conclusion: Option<Conclusion>,
+    #[serde(skip)]
+    version: u64,
+}
+
+impl Mgs {
+    /// An instance that nobody has joined.
+    pub fn new(identity: Identity) -> Mgs {
+        let nodes = vec![Node::default(); identity.hosts.len()];
+        Mgs { identity, nodes, generation: 0, failure: None, conclusion: None, version: 0 }
+    }
+
+    /// Moves with every change that somebody may wait for, and that must survive a restart of node 0.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// A node joins. Again with the same address: nothing changes. With another one: a new map.
+    pub fn join(&mut self, join: &Join) -> Result<(), JoinRefused> {
+        let index = usize::from(join.node.get());
+        let node = self.nodes.get_mut(index).ok_or(JoinRefused::NoSuchNode(join.node))?;
+        if node.is_lost {
+            return Err(JoinRefused::Lost(join.node));
+        }
+        let before = node.joined;
+        if before.is_some_and(|(incarnation, _)| incarnation > join.incarnation) {
+            return Err(JoinRefused::Outdated(join.node));
+        }
+        node.joined = Some((join.incarnation, join.address));
+        let is_same_address = before.is_some_and(|(_, address)| address == join.address);
+        if !is_same_address && self.nodes.iter().all(|node| node.joined.is_some()) {
+            self.generation += 1;
+        }
+        if before != self.nodes[index].joined {
+            self.version += 1;
+        }
+        Ok(())
+    }
+
+    /// The map, when all have joined and it is newer than `generation`.
+    pub fn poll_map(&self, newer_than: u64) -> Waited<Map> {
+        if let Some(failure) = self.start_failure() {
+            return Waited::Failed(failure.clone());
+        }
+        if self.generation <= newer_than {
+            return Waited::NotYet;
+        }
+        let nodes = self.identity.hosts.iter().zip(&self.nodes);
+        let nodes =
+            nodes.filter_map(|(host, node)| node.joined.map(|(_, address)| MapNode { host: host.clone(), address }));
+        Waited::Done(Map { generation: self.generation, nodes: nodes.collect() })
+    }
+
+    /// A node says that it has reached a phase, and all before it. Saying it again changes nothing.
+    pub fn reach(&mut self, node: NodeIndex, phase: Phase) {
+        let Some(node) = self.nodes.get_mut(usize::from(node.get())) else { return };
+        if node.reached < Some(phase) {
+            node.reached = Some(phase);
+            self.version += 1;
+        }
+    }
+
+    /// Whether all nodes that live have reached `phase`.
+    pub fn poll_barrier(&self, phase: Phase) -> Waited<BarrierDone> {
+        if let Some(failure) = self.start_failure() {
+            return Waited::Failed(failure.clone());
+        }
+        if !self.has_passed(phase) {
+            return Waited::NotYet;
+        }
+        Waited::Done(BarrierDone { lost: self.lost() })
+    }
+
+    /// The start cannot succeed. The first reason stays; once the instance is ready there is no start to fail.
+    pub fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() && !self.has_passed(Phase::StagedIn) {
+            self.failure = Some(failure);
+            self.version += 1;
+        }
+    }
+
+    /// The time for the start is over.
+    pub fn start_timed_out(&mut self) {
+        let missing = self.missing();
+        if !missing.is_empty() {
+            let nodes = hostlist::compress(&missing);
+            self.fail(Failure::new(
+                Code::NodeMissing,
+                format!("{nodes}: did not join in time; see the burstfs log there"),
+            ));
+        }
+    }
+
+    /// A node will not come back. Before READY that fails the start.
+    pub fn lose(&mut self, node: NodeIndex) {
+        let index = usize::from(node.get());
+        // Asked before the node is left out, else the loss of the last that is late would complete the barrier.
+        let is_ready = self.has_passed(Phase::StagedIn);
+        if !is_ready {
+            let host = self.identity.hosts.get(index).map_or("?", String::as_str);
+            self.fail(Failure::new(Code::NodeMissing, format!("{host}: was lost while the file system started")));
+        }
+        if let Some(node) = self.nodes.get_mut(index).filter(|node| !node.is_lost) {
+            node.is_lost = true;
+            self.version += 1;
+        }
+    }
+
+    /// Nodes that were given up.
+    pub fn lost(&self) -> Vec<NodeIndex> {
+        let lost = (0_u16..).map(NodeIndex::new).zip(&self.nodes).filter(|(_, node)| node.is_lost);
+        lost.map(|(index, _)| index).collect()
+    }
+
+    /// A node's figures.
+    pub fn report(&mut self, report: Report) {
+        if let Some(node) = self.nodes.get_mut(usize::from(report.node.get())) {
+            node.report = Some(report);
+        }
+    }
+
+    /// How the drain ended. The first word stays.
+    pub fn conclude(&mut self, conclusion: Conclusion) {
+        if self.conclusion.is_none() {
+            self.conclusion = Some(conclusion);
+            self.version += 1;
+        }
+    }
+
+    /// How the drain ended.
+    pub fn conclusion(&self) -> Option<&Conclusion> {
+        self.conclusion.as_ref()
+    }
+
+    /// Whether every node that lives is past `phase`.
+    pub fn has_passed(&self, phase: Phase) -> bool {
+        let mut living = self.nodes.iter().filter(|node| !node.is_lost).peekable();
+        living.peek().is_some() && living.all(|node| node.reached >= Some(phase))
+    }
+
+    /// Where the instance is in its life.
+    pub fn state(&self) -> State {
+        match (&self.failure, &self.conclusion) {
+            (Some(_), _) => State::Failed,
+            (None, Some(Conclusion::Drained)) => State::Drained,
+            (None, Some(Conclusion::Held(_))) => State::Held,
+            (None, None) if self.nodes.iter().any(|node| node.reached >= Some(Phase::ClientsGone)) => State::Draining,
+            (None, None) if self.has_passed(Phase::StagedIn) => State::Ready,
+            (None, None) if self.generation > 0 => State::StagingIn,
+            (None, None) => State::Starting,
+        }
+    }
+
+    /// The instance as people see it.
+    pub fn status(&self) -> InstanceStatus {
+        InstanceStatus {
+            instance: self.identity.instance.clone(),
+            name: self.identity.name.clone(),
+            user: self.identity.user.clone(),
+            state: self.state(),
+            hosts: self.identity.hosts.clone(),
+            missing: self.missing(),
+            capacity: self.identity.capacity,
+            used: self.reports().map(|report| report.used).fold(0, u64::saturating_add),
+            stage_in: sum(self.reports().map(|report| report.stage_in)),
+            stage_out: sum(self.reports().map(|report| report.stage_out)),
+            reason: self.reason(),
+        }
+    }
+
+    /// A failure that the nodes must hear of.
+    fn start_failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    fn reason(&self) -> String {
+        let held = match &self.conclusion {
+            Some(Conclusion::Held(failure)) => Some(failure.to_string()),
+            Some(Conclusion::Drained) | None => None,
+        };
+        self.failure.as_ref().map(Failure::to_string).or(held).unwrap_or_default()
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let is_missing = |node: &Node| node.joined.is_none() || node.is_lost;
+        let missing = self.identity.hosts.iter().zip(&self.nodes).filter(|(_, node)| is_missing(node));
+        missing.map(|(host, _)| host.clone()).collect()
+    }
+
+    fn reports(&self) -> impl Iterator<Item = &Report> {
+        self.nodes.iter().filter_map(|node| node.report.as_ref())
+    }
+}
+
+fn sum(figures: impl Iterator<Item = StageFigures>) -> StageFigures {
+    figures.fold(StageFigures::default(), |a, b| StageFigures {
+        bytes_total: a.bytes_total.saturating_add(b.bytes_total),
+        bytes_done: a.bytes_done.saturating_add(b.bytes_done),
+        files_total: a.files_total.saturating_add(b.files_total),
+        files_done: a.files_done.saturating_add(b.files_done),
+        files_failed: a.files_failed.saturating_add(b.files_failed),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn mgs(hosts: usize) -> Mgs {
+        Mgs::new(Identity {
+            instance: "vc.1.0".into(),
+            name: "job".into(),
+            user: "alice".into(),
+            hosts: (1..=hosts).map(|n| format!("node{n}")).collect(),
+            capacity: 1 << 30,
+        })
+    }
+
+    fn join(node: u16, incarnation: u64, port: u16) -> Join {
+        Join { node: NodeIndex::new(node), incarnation, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    fn joined(hosts: u16) -> Mgs {
+        let mut mgs = mgs(hosts.into());
+        (0..hosts).for_each(|node| mgs.join(&join(node, 1, 100 + node)).unwrap());
+        mgs
+    }
+
+    #[test]
+    fn the_map_comes_with_the_last_node() {
+        let mut mgs = mgs(2);
+        mgs.join(&join(0, 1, 100)).unwrap();
+        assert_eq!(mgs.poll_map(0), Waited::NotYet);
+        assert_eq!((mgs.state(), mgs.status().missing), (State::Starting, vec!["node2".to_owned()]));
+        mgs.join(&join(1, 1, 101)).unwrap();
+        let Waited::Done(map) = mgs.poll_map(0) else { panic!("no map") };
+        assert_eq!((map.generation, map.nodes[1].address.port()), (1, 101));
+        assert_eq!(mgs.state(), State::StagingIn);
+        assert_eq!(mgs.poll_map(1), Waited::NotYet);
+    }
+
+    #[test]
+    fn a_restarted_node_changes_the_map_only_with_another_address() {
+        let mut mgs = joined(2);
+        mgs.join(&join(1, 2, 101)).unwrap();
+        assert_eq!(mgs.poll_map(1), Waited::NotYet);
+        mgs.join(&join(1, 3, 201)).unwrap();
+        assert!(matches!(mgs.poll_map(1), Waited::Done(map) if map.generation == 2));
+        assert_eq!(mgs.join(&join(1, 2, 101)), Err(JoinRefused::Outdated(NodeIndex::new(1))));
+        assert_eq!(mgs.join(&join(7, 2, 101)), Err(JoinRefused::NoSuchNode(NodeIndex::new(7))));
+    }
+
+    #[test]
+    fn the_first_failure_of_a_start_stays_and_reaches_all() {
+        let mut mgs = joined(2);
+        let first = Failure::new(Code::StageInFailed, "first");
+        mgs.fail(first.clone());
+        mgs.fail(Failure::new(Code::Cancelled, "second"));
+        assert_eq!(mgs.poll_barrier(Phase::StagedIn), Waited::Failed(first.clone()));
+        assert_eq!(mgs.poll_map(0), Waited::Failed(first));
+        assert_eq!(mgs.state(), State::Failed);
+    }
+
+    #[test]
+    fn nothing_fails_an_instance_that_is_ready() {
+        let mut mgs = joined(2);
+        (0..2).for_each(|node| mgs.reach(NodeIndex::new(node), Phase::StagedIn));
+        assert_eq!(mgs.state(), State::Ready);
+        mgs.fail(Failure::new(Code::Cancelled, "late"));
+        mgs.lose(NodeIndex::new(1));
+        assert_eq!(mgs.state(), State::Ready);
+        mgs.reach(NodeIndex::new(0), Phase::ClientsGone);
+        let lost = vec![NodeIndex::new(1)];
+        assert_eq!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost }));
+        assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
+    }
+
+    #[test]
+    fn a_node_lost_while_starting_fails_the_start() {
+        let mut mgs = joined(2);
+        mgs.lose(NodeIndex::new(1));
+        assert!(
+            matches!(mgs.poll_barrier(Phase::StagedIn), Waited::Failed(failure) if failure.code == Code::NodeMissing)
+        );
+    }
+
+    #[test]
+    fn a_time_out_names_the_missing() {
+        let mut mgs = mgs(3);
+        mgs.join(&join(1, 1, 100)).unwrap();
+        mgs.start_timed_out();
+        assert!(matches!(mgs.poll_map(0), Waited::Failed(failure) if failure.message.starts_with("node1,node3:")));
+        let mut complete = joined(1);
+        complete.start_timed_out();
+        assert_eq!(complete.state(), State::StagingIn);
+    }
+
+    #[test]
+    fn a_conclusion_shows() {
+        let mut mgs = joined(1);
+        mgs.reach(NodeIndex::new(0), Phase::Drained);
+        assert_eq!(mgs.state(), State::Draining);
+        mgs.conclude(Conclusion::Held(Failure::new(Code::DrainFailed, "x")));
+        mgs.conclude(Conclusion::Drained);
+        assert_eq!((mgs.state(), mgs.status().reason.as_str()), (State::Held, "E401: x"));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Join(u16, u64),
+        Reach(u16, u8),
+        Lose(u16),
+        Fail,
+    }
+
+    fn phase(number: u8) -> Phase {
+        [Phase::StagedIn, Phase::ClientsGone, Phase::Drained, Phase::Finished][usize::from(number % 4)]
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0_u16..5, 1_u64..4).prop_map(|(node, incarnation)| Event::Join(node, incarnation)),
+            8 => (0_u16..5, 0_u8..4).prop_map(|(node, phase)| Event::Reach(node, phase)),
+            1 => (0_u16..5).prop_map(Event::Lose),
+            1 => Just(Event::Fail),
+        ]
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order: what was passed stays passed, what failed stays failed, and nobody is
+        /// both; a copy through the serialized form behaves the same.
+        #[test]
+        fn answers_never_turn(events in proptest::collection::vec(event(), 0..60)) {
+            let mut mgs = mgs(4);
+            let (mut failed, mut ready) = (false, false);
+            for event in events {
+                match event {
+                    Event::Join(node, incarnation) => { let _ = mgs.join(&join(node, incarnation, 100 + node)); }
+                    Event::Reach(node, number) => mgs.reach(NodeIndex::new(node), phase(number)),
+                    Event::Lose(node) => mgs.lose(NodeIndex::new(node)),
+                    Event::Fail => mgs.fail(Failure::new(Code::Cancelled, "x")),
+                }
+                let answer = mgs.poll_barrier(Phase::StagedIn);
+                prop_assert!(!failed || matches!(answer, Waited::Failed(_)));
+                prop_assert!(!ready || matches!(answer, Waited::Done(_)) || mgs.lost().len() == 4);
+                failed |= matches!(answer, Waited::Failed(_));
+                ready |= matches!(answer, Waited::Done(_));
+                prop_assert!(!(failed && ready));
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The queue of staging work of one direction.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use burstfs_proto::stage::Item;
+use burstfs_types::NodeIndex;
+
+#[derive(Clone, Debug)]
+struct Taken {
+    node: NodeIndex,
+    incarnation: u64,
+    item: Item,
+}
+
+/// Work that is waiting, and work that somebody has.
+///
+/// Invariants: an item is waiting, taken or finished, never two of these; it is finished once; an item with a place is
+/// given to that node only.
+#[derive(Debug)]
+pub struct Queue {
+    next_id: u64,
+    waiting: HashMap<Option<NodeIndex>, VecDeque<(u64, Item)>>,
+    taken: BTreeMap<u64, Taken>,
+    lost: Vec<NodeIndex>,
+}
+
+impl Queue {
+    /// An empty queue whose items are numbered from `first_id` on. A restarted node 0 starts another queue with a higher
+    /// one, so that what is handed in for an item of the old queue is told apart and ignored.
+    pub fn new(first_id: u64) -> Queue {
+        Queue { next_id: first_id, waiting: HashMap::new(), taken: BTreeMap::new(), lost: Vec::new() }
+    }
+
+    /// Adds work. Returns the items that nobody can do, since their node was given up.
+    pub fn push(&mut self, items: Vec<Item>) -> Vec<Item> {
+        let is_lost = |item: &Item| item.place.is_some_and(|node| self.lost.contains(&node));
+        let (undoable, items): (Vec<_>, Vec<_>) = items.into_iter().partition(is_lost);
+        for item in items {
+            let id = self.next_id;
+            self.next_id += 1;
+            self.waiting.entry(item.place).or_default().push_back((id, item));
+        }
+        undoable
+    }
+
+    /// At most `max` items for a node: first those that have their place there. What an earlier incarnation of the node
+    /// took is waiting again.
+    pub fn take(&mut self, node: NodeIndex, incarnation: u64, max: usize) -> Vec<(u64, Item)> {
+        if self.lost.contains(&node) {
+            return Vec::new();
+        }
+        self.put_back(|taken| taken.node == node && taken.incarnation < incarnation);
+        let mut work = Vec::new();
+        for place in [Some(node), None] {
+            let Some(waiting) = self.waiting.get_mut(&place) else { continue };
+            let count = waiting.len().min(max - work.len());
+            work.extend(waiting.drain(..count));
+        }
+        let taken = work.iter().map(|(id, item)| (*id, Taken { node, incarnation, item: item.clone() }));
+        self.taken.extend(taken);
+        work
+    }
+
+    /// An item is done. False when it was done before, or is not of this queue: what came of it does not count again.
+    pub fn finish(&mut self, id: u64) -> bool {
+        self.taken.remove(&id).is_some()
+    }
+
+    /// A node will not come back: what it had is waiting again, and what only it can do is returned.
+    pub fn lose(&mut self, node: NodeIndex) -> Vec<Item> {
+        if !self.lost.contains(&node) {
+            self.lost.push(node);
+        }
+        self.put_back(|taken| taken.node == node);
+        let undoable = self.waiting.remove(&Some(node)).unwrap_or_default();
+        undoable.into_iter().map(|(_, item)| item).collect()
+    }
+
+    /// Whether nothing is waiting and nobody has anything.
+    pub fn is_empty(&self) -> bool {
+        self.taken.is_empty() && self.waiting.values().all(VecDeque::is_empty)
+    }
+
+    /// Whether there is something for `node`.
+    pub fn has_work_for(&self, node: NodeIndex) -> bool {
+        [Some(node), None].iter().any(|place| self.waiting.get(place).is_some_and(|waiting| !waiting.is_empty()))
+    }
+
+    fn put_back(&mut self, is_abandoned: impl Fn(&Taken) -> bool) {
+        let abandoned: Vec<u64> =
+            self.taken.iter().filter(|(_, taken)| is_abandoned(taken)).map(|(id, _)| *id).collect();
+        for id in abandoned {
+            if let Some(Taken { item, .. }) = self.taken.remove(&id) {
+                self.waiting.entry(item.place).or_default().push_front((id, item));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn item(place: Option<u16>, body: u8) -> Item {
+        Item { place: place.map(NodeIndex::new), body: vec![body] }
+    }
+
+    fn node(index: u16) -> NodeIndex {
+        NodeIndex::new(index)
+    }
+
+    #[test]
+    fn places_are_kept() {
+        let mut queue = Queue::new(1);
+        assert!(queue.push(vec![item(Some(1), 1), item(None, 2)]).is_empty());
+        assert_eq!(queue.take(node(0), 1, 9), [(2, item(None, 2))]);
+        assert!(!queue.has_work_for(node(0)));
+        assert!(queue.has_work_for(node(1)));
+        assert_eq!(queue.take(node(1), 1, 9), [(1, item(Some(1), 1))]);
+        assert!(!queue.is_empty());
+        assert!(queue.finish(1) && queue.finish(2) && queue.is_empty());
+    }
+
+    #[test]
+    fn a_second_word_does_not_count() {
+        let mut queue = Queue::new(100);
+        queue.push(vec![item(None, 1)]);
+        queue.take(node(0), 1, 1);
+        assert!(!queue.finish(7), "an item of another queue");
+        assert!(queue.finish(100));
+        assert!(!queue.finish(100));
+    }
+
+    #[test]
+    fn a_restarted_node_gets_its_work_again() {
+        let mut queue = Queue::new(1);
+        queue.push(vec![item(Some(0), 1)]);
+        let first = queue.take(node(0), 1, 9);
+        assert_eq!(queue.take(node(0), 1, 9), []);
+        assert_eq!(queue.take(node(0), 2, 9), first);
+    }
+
+    #[test]
+    fn work_of_a_lost_node_goes_elsewhere_or_comes_back() {
+        let mut queue = Queue::new(1);
+        queue.push(vec![item(Some(1), 1), item(None, 2)]);
+        queue.take(node(1), 1, 9);
+        assert_eq!(queue.lose(node(1)), [item(Some(1), 1)]);
+        assert_eq!(queue.take(node(1), 1, 9), []);
+        assert_eq!(queue.take(node(0), 1, 9), [(2, item(None, 2))]);
+        assert_eq!(queue.push(vec![item(Some(1), 3)]), [item(Some(1), 3)]);
+    }
+
+    proptest! {
+        /// Whatever nodes do, each item is finished or returned as undoable exactly once.
+        #[test]
+        fn nothing_is_lost_or_doubled(
+            places in proptest::collection::vec(proptest::option::of(0_u16..3), 1..20),
+            steps in proptest::collection::vec((0_u16..3, 0_u8..4), 0..60),
+        ) {
+            let mut queue = Queue::new(0);
+            let mut done = HashSet::new();
+            let mut held: Vec<(u16, u64, Item)> = Vec::new();
+            let mut incarnations = [1_u64; 3];
+            let items: Vec<Item> = places.iter().zip(0..).map(|(place, body)| item(*place, body)).collect();
+            queue.push(items.clone());
+            for (index, action) in steps {
+                match action {
+                    0 => incarnations[usize::from(index)] += 1,
+                    1 if index > 0 => for item in queue.lose(node(index)) {
+                        prop_assert!(done.insert(item.body));
+                    },
+                    2 => if let Some((_, id, item)) = held.pop() && queue.finish(id) {
+                        prop_assert!(done.insert(item.body));
+                    },
+                    _ => for (id, item) in queue.take(node(index), incarnations[usize::from(index)], 3) {
+                        held.push((index, id, item));
+                    },
+                }
+            }
+            for index in 1..3 {
+                for item in queue.lose(node(index)) {
+                    prop_assert!(done.insert(item.body));
+                }
+            }
+            for (id, item) in queue.take(node(0), u64::MAX, usize::MAX) {
+                prop_assert!(queue.finish(id));
+                prop_assert!(done.insert(item.body));
+            }
+            prop_assert!(queue.is_empty());
+            prop_assert_eq!(done.len(), items.len());
+        }
+    }
+}
