@@ -1,0 +1,140 @@
+//! What can go wrong with an operation, and what a user sees of it.
+
+use burstfs_types::{Errno, Ino, InvalidName, NodeIndex};
+use thiserror::Error;
+
+use super::remote::RemoteError;
+
+/// Why an operation failed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum FsError {
+    /// The service says no; so does the file system.
+    #[error("{rpc}: {errno}")]
+    Refused {
+        /// The RPC's name.
+        rpc: &'static str,
+        /// The service's answer.
+        errno: Errno,
+    },
+    /// Another node gave no answer.
+    #[error("{rpc} to {node}: {source}")]
+    Remote {
+        /// The RPC's name.
+        rpc: &'static str,
+        /// Who was asked.
+        node: NodeIndex,
+        /// Why there is no answer.
+        source: RemoteError,
+    },
+    /// An inode number or a layout names a node that the instance does not have.
+    #[error("the instance has no {node}")]
+    NoSuchNode {
+        /// The node.
+        node: NodeIndex,
+    },
+    /// A service answered with another RPC's reply, or with more than it was asked for.
+    #[error("{rpc} was answered with something else")]
+    WrongReply {
+        /// The RPC's name.
+        rpc: &'static str,
+    },
+    /// Not a name for an entry.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// An operation on bytes of something that has none.
+    #[error("{ino} is a directory")]
+    IsDirectory {
+        /// The inode.
+        ino: Ino,
+    },
+    /// An operation on bytes of a link, pipe or socket.
+    #[error("{ino} is no regular file")]
+    NotRegular {
+        /// The inode.
+        ino: Ino,
+    },
+    /// Beyond the largest file.
+    #[error("byte {end} is beyond the largest file")]
+    TooLarge {
+        /// Where the range ends, bytes.
+        end: u64,
+    },
+    /// `SEEK_DATA` or `SEEK_HOLE` at or behind the end.
+    #[error("nothing to find at or behind byte {offset}")]
+    BeyondEnd {
+        /// From where, bytes.
+        offset: u64,
+    },
+    /// Appending to a file with several objects: no server could do it atomically.
+    #[error("{ino} is striped: it cannot be appended to")]
+    StripedAppend {
+        /// The file.
+        ino: Ino,
+    },
+    /// An argument that the file system does not know.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// The argument.
+        what: &'static str,
+    },
+    /// An argument that makes no sense.
+    #[error("{what} is not valid")]
+    Invalid {
+        /// The argument.
+        what: &'static str,
+    },
+}
+
+impl FsError {
+    /// What a system call returns for this. No catch-all arm: a new error does not compile until somebody has decided.
+    pub fn errno(&self) -> Errno {
+        match self {
+            FsError::Refused { errno, .. } => *errno,
+            FsError::Remote { source, .. } => match source {
+                RemoteError::Refused(errno) => *errno,
+                RemoteError::Unreachable { .. } | RemoteError::TimedOut | RemoteError::Protocol { .. } => Errno::EIO,
+            },
+            FsError::NoSuchNode { .. } => Errno::ESTALE,
+            FsError::WrongReply { .. } => Errno::EIO,
+            FsError::Name(InvalidName::TooLong(_)) => Errno::ENAMETOOLONG,
+            FsError::Name(InvalidName::Reserved | InvalidName::ForbiddenByte(_)) => Errno::EINVAL,
+            FsError::IsDirectory { .. } => Errno::EISDIR,
+            FsError::NotRegular { .. } => Errno::EINVAL,
+            FsError::TooLarge { .. } => Errno::EFBIG,
+            FsError::BeyondEnd { .. } => Errno::ENXIO,
+            FsError::StripedAppend { .. } | FsError::Unsupported { .. } => Errno::EOPNOTSUPP,
+            FsError::Invalid { .. } => Errno::EINVAL,
+        }
+    }
+
+    /// Whether the inode, or the entry, is not there.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.errno(), Errno::ENOENT | Errno::ESTALE)
+    }
+}
+
+impl From<FsError> for Errno {
+    fn from(error: FsError) -> Errno {
+        error.errno()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_says_no_is_heard() {
+        assert_eq!(FsError::Refused { rpc: "Mkdir", errno: Errno::EEXIST }.errno(), Errno::EEXIST);
+        let far =
+            FsError::Remote { rpc: "Mkdir", node: NodeIndex::new(2), source: RemoteError::Refused(Errno::ENOSPC) };
+        assert_eq!(far.errno(), Errno::ENOSPC);
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_is_an_i_o_error() {
+        for source in [RemoteError::TimedOut, RemoteError::Unreachable { reason: "refused".into() }] {
+            assert_eq!(FsError::Remote { rpc: "Read", node: NodeIndex::new(1), source }.errno(), Errno::EIO);
+        }
+    }
+}

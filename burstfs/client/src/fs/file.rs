@@ -1,0 +1,138 @@
+//! Open files.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burstfs_types::{Attr, Ino, Layout};
+
+use super::error::FsError;
+use super::targets::Targets;
+
+/// A regular file that is registered as open at its MDT: its inode lives at least until [`super::ClientFs::close`].
+/// Dropping one without closing it leaves the registration to the MDT, which drops it with the client.
+pub struct OpenFile {
+    ino: Ino,
+    layout: Layout,
+    is_local: bool,
+    has_set_id: Arc<AtomicBool>,
+    watch: Arc<SetIdWatch>,
+}
+
+impl OpenFile {
+    /// The open file with these attributes, as the MDT's `Open` or `Create` gave them.
+    pub(super) fn new(attr: &Attr, targets: &Targets, watch: &Arc<SetIdWatch>) -> Result<OpenFile, FsError> {
+        let layout = layout_of(attr)?.clone();
+        let is_local = layout.osts().iter().all(|ost| targets.is_local_ost(*ost));
+        let has_set_id = watch.enter(attr.ino, has_set_id(attr.mode));
+        Ok(OpenFile { ino: attr.ino, layout, is_local, has_set_id, watch: Arc::clone(watch) })
+    }
+
+    /// The inode.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// Where its bytes live; never changes.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether all its bytes live in this process, so that reading them needs no other node.
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
+    /// Whether a write by a process that may not keep set-id bits has to ask the MDT to clear them.
+    pub fn has_set_id(&self) -> bool {
+        self.has_set_id.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_id_cleared(&self) {
+        self.has_set_id.store(false, Ordering::Release);
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.watch.leave(self.ino);
+    }
+}
+
+/// The layout of a regular file; the error that a system call on bytes gives for anything else.
+pub(super) fn layout_of(attr: &Attr) -> Result<&Layout, FsError> {
+    match (&attr.layout, attr.kind) {
+        (Some(layout), _) => Ok(layout),
+        (None, burstfs_types::FileKind::Directory) => Err(FsError::IsDirectory { ino: attr.ino }),
+        (None, _) => Err(FsError::NotRegular { ino: attr.ino }),
+    }
+}
+
+/// Whether a mode has bits that a write clears.
+pub(super) fn has_set_id(mode: u16) -> bool {
+    mode & 0o6000 != 0
+}
+
+/// Which files that this node has open have set-id bits. A hint, so that not every write of an ordinary user asks the
+/// MDT: bits set on another node after the open are missed until the next open. The mount is nosuid, so they give
+/// nobody anything.
+#[derive(Default)]
+pub(super) struct SetIdWatch {
+    open: Mutex<HashMap<Ino, Watched>>,
+}
+
+struct Watched {
+    opens: usize,
+    has_set_id: Arc<AtomicBool>,
+}
+
+impl SetIdWatch {
+    fn enter(&self, ino: Ino, has_set_id: bool) -> Arc<AtomicBool> {
+        let mut open = self.lock();
+        let watched = open.entry(ino).or_insert_with(|| Watched { opens: 0, has_set_id: Arc::default() });
+        watched.opens += 1;
+        if has_set_id {
+            watched.has_set_id.store(true, Ordering::Release);
+        }
+        Arc::clone(&watched.has_set_id)
+    }
+
+    fn leave(&self, ino: Ino) {
+        let mut open = self.lock();
+        if let Some(watched) = open.get_mut(&ino) {
+            watched.opens -= 1;
+            if watched.opens == 0 {
+                open.remove(&ino);
+            }
+        }
+    }
+
+    /// Says that this node has just given the file a mode with set-id bits.
+    pub(super) fn set(&self, ino: Ino) {
+        if let Some(watched) = self.lock().get(&ino) {
+            watched.has_set_id.store(true, Ordering::Release);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ino, Watched>> {
+        // A panic between two statements could at worst leave a count too high: the hint stays longer than needed.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_lives_as_long_as_somebody_has_the_file_open() {
+        let watch = SetIdWatch::default();
+        let first = watch.enter(Ino::ROOT, false);
+        let second = watch.enter(Ino::ROOT, true);
+        assert!(first.load(Ordering::Acquire) && second.load(Ordering::Acquire));
+        watch.leave(Ino::ROOT);
+        assert_eq!(watch.lock().len(), 1);
+        watch.leave(Ino::ROOT);
+        assert!(watch.lock().is_empty());
+    }
+}

@@ -1,0 +1,74 @@
+//! The file system over inodes, without FUSE.
+//!
+//! Owns the routing: an inode's metadata lives on the MDT that its number names, a file's bytes on the OSTs of its
+//! layout; a target of this node is called directly, another node's over its connection. Owns the merging of what the
+//! MDT and the OSTs know of a file into one set of attributes.
+//!
+//! Does not own state that could grow old: no attribute, entry or byte is kept between two calls, so what one node has
+//! been told is done, every other node sees. The one exception is [`OpenFile`], which holds what never changes of an open
+//! file (its inode, its layout) and a hint about set-id bits.
+//!
+//! Invariants:
+//! - the bytes of a regular file are its objects' bytes; the size is the end of the last byte that any object holds;
+//! - size, blocks, atime and mtime of a file come from its objects as soon as there is one, else from the MDT; ctime is
+//!   the latest of both;
+//! - every [`OpenFile`] is one registration at the MDT, and is taken back by one [`ClientFs::close`].
+//!
+//! Concurrency: every method takes `&self`; nothing is locked across an await. An operation that needs only targets of
+//! this node finishes at its first poll. Dropping an operation's future half way leaves it done or not done, as a lost
+//! connection would.
+//!
+//! Failure: [`FsError`], and what a user sees of it is decided in one place, [`FsError::errno`].
+
+mod attr;
+mod bulk;
+mod data;
+mod dir;
+mod error;
+mod file;
+mod namespace;
+mod remote;
+mod statfs;
+mod targets;
+mod xattr;
+mod xid;
+
+use std::sync::Arc;
+
+use burstfs_types::{NodeIndex, OstIndex};
+
+pub use attr::AttrChange;
+pub use data::{FallocateRange, WriteData};
+pub use dir::{PlusEntry, PlusListing};
+pub use error::FsError;
+pub use file::OpenFile;
+pub use namespace::{Credentials, NewFile, NewSpecial, Opened};
+pub use remote::{RemoteBulk, RemoteError, RemoteNode};
+pub use statfs::FsStatfs;
+pub use targets::{Node, Targets};
+
+use file::SetIdWatch;
+
+/// The file system, as the node `node` of the instance sees it.
+pub struct ClientFs {
+    targets: Targets,
+    node: NodeIndex,
+    watch: Arc<SetIdWatch>,
+}
+
+impl ClientFs {
+    /// The file system over `targets`, for a client on `node`: new files live on that node's OST.
+    pub fn new(targets: Targets, node: NodeIndex) -> ClientFs {
+        ClientFs { targets, node, watch: Arc::default() }
+    }
+
+    /// The OST of this node.
+    pub fn local_ost(&self) -> OstIndex {
+        OstIndex::new(self.node.get())
+    }
+
+    /// The targets.
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+}

@@ -1,0 +1,180 @@
+//! Names: lookup, making, removing, renaming.
+
+use burstfs_placement::layout_for_new_file;
+use burstfs_proto::mds::{
+    Close, Create, GetAttr, Link, Lookup, Mkdir, Mknod, Open, Readlink, Rename, RenameMode, Rmdir, Symlink, Unlink,
+};
+use burstfs_types::{Attr, FileKind, Ino, Layout, Name};
+
+use super::attr::AttrChange;
+use super::error::FsError;
+use super::file::layout_of;
+use super::{ClientFs, OpenFile};
+
+/// Who makes something: the new inode's owner and group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Group; a set-group-id directory overrides it.
+    pub gid: u32,
+}
+
+/// A regular file to make.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewFile {
+    /// Permission bits, umask applied.
+    pub mode: u16,
+    /// Its owner.
+    pub owner: Credentials,
+    /// `O_EXCL`: EEXIST when the name is taken.
+    pub exclusive: bool,
+    /// `O_TRUNC`: a file that is there already becomes empty.
+    pub truncate: bool,
+    /// Where its bytes shall live; `None`: on this node.
+    pub layout: Option<Layout>,
+}
+
+/// Something else to make than a directory or an open file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewSpecial {
+    /// `Fifo`, `Socket`, or `Regular` (without opening it).
+    pub kind: FileKind,
+    /// Permission bits, umask applied.
+    pub mode: u16,
+    /// Its owner.
+    pub owner: Credentials,
+}
+
+/// A file just opened, with its attributes.
+pub struct Opened {
+    /// The open file.
+    pub file: OpenFile,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+impl ClientFs {
+    /// What `name` in `parent` is.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
+        let entry = self.targets.mds(parent.mdt(), Lookup { parent, name: Name::new(name)? }).await?;
+        match entry.attr {
+            Some(attr) => self.with_objects(attr).await,
+            None => self.targets.mds(entry.ino.mdt(), GetAttr { ino: entry.ino }).await,
+        }
+    }
+
+    /// `open(2)` with `O_CREAT`.
+    pub async fn create(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Opened, FsError> {
+        let layout = new.layout.unwrap_or_else(|| layout_for_new_file(self.local_ost()));
+        let request = Create {
+            parent,
+            name: Name::new(name)?,
+            mode: new.mode,
+            uid: new.owner.uid,
+            gid: new.owner.gid,
+            exclusive: new.exclusive,
+            layout,
+        };
+        let created = self.targets.mds(parent.mdt(), request).await?;
+        if created.is_new {
+            let file = OpenFile::new(&created.attr, &self.targets, &self.watch)?;
+            return Ok(Opened { file, attr: created.attr });
+        }
+        self.opened(created.attr, new.truncate).await
+    }
+
+    /// `open(2)` of a regular file. With `truncate` it becomes empty.
+    pub async fn open(&self, ino: Ino, truncate: bool) -> Result<Opened, FsError> {
+        let attr = self.targets.mds(ino.mdt(), Open { ino }).await?;
+        self.opened(attr, truncate).await
+    }
+
+    /// Finishes an open that the MDT has registered; takes the registration back if it fails.
+    async fn opened(&self, attr: Attr, truncate: bool) -> Result<Opened, FsError> {
+        let ino = attr.ino;
+        let finished = async {
+            let file = OpenFile::new(&attr, &self.targets, &self.watch)?;
+            if truncate {
+                self.truncate_objects(ino, layout_of(&attr)?, 0).await?;
+            }
+            let attr = self.with_objects(attr).await?;
+            Ok(Opened { file, attr })
+        };
+        match finished.await {
+            Ok(opened) => Ok(opened),
+            Err(error) => {
+                // The first error is what the caller must hear; a registration left behind ends with this client.
+                let _ = self.targets.mds(ino.mdt(), Close { ino }).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The last `close(2)` of an open file.
+    pub async fn close(&self, file: &OpenFile) -> Result<(), FsError> {
+        let ino = file.ino();
+        self.targets.mds(ino.mdt(), Close { ino }).await
+    }
+
+    /// Clears set-id bits as a truncation or a change of owner does.
+    pub async fn clear_set_id(&self, ino: Ino) -> Result<Attr, FsError> {
+        self.setattr(ino, AttrChange { kill_set_id: true, ..AttrChange::default() }).await
+    }
+
+    /// `mknod(2)`.
+    pub async fn mknod(&self, parent: Ino, name: &[u8], new: NewSpecial) -> Result<Attr, FsError> {
+        let request = Mknod {
+            parent,
+            name: Name::new(name)?,
+            kind: new.kind,
+            mode: new.mode,
+            uid: new.owner.uid,
+            gid: new.owner.gid,
+            layout: (new.kind == FileKind::Regular).then(|| layout_for_new_file(self.local_ost())),
+        };
+        self.targets.mds(parent.mdt(), request).await
+    }
+
+    /// `mkdir(2)`.
+    pub async fn mkdir(&self, parent: Ino, name: &[u8], mode: u16, owner: Credentials) -> Result<Attr, FsError> {
+        let request = Mkdir { parent, name: Name::new(name)?, mode, uid: owner.uid, gid: owner.gid };
+        self.targets.mds(parent.mdt(), request).await
+    }
+
+    /// `unlink(2)`. The objects go when the last open file is closed; the MDS sees to it.
+    pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.targets.mds(parent.mdt(), Unlink { parent, name: Name::new(name)? }).await
+    }
+
+    /// `rmdir(2)`.
+    pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.targets.mds(parent.mdt(), Rmdir { parent, name: Name::new(name)? }).await
+    }
+
+    /// `renameat2(2)`. EXDEV where it would concern two MDTs.
+    pub async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), FsError> {
+        let request =
+            Rename { parent: from.0, name: Name::new(from.1)?, new_parent: to.0, new_name: Name::new(to.1)?, mode };
+        self.targets.mds(from.0.mdt(), request).await
+    }
+
+    /// `link(2)`. EXDEV where it would concern two MDTs.
+    pub async fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr, FsError> {
+        let request = Link { ino, new_parent, new_name: Name::new(new_name)? };
+        let attr = self.targets.mds(ino.mdt(), request).await?;
+        self.with_objects(attr).await
+    }
+
+    /// `symlink(2)`.
+    pub async fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Credentials) -> Result<Attr, FsError> {
+        let request =
+            Symlink { parent, name: Name::new(name)?, target: target.to_vec(), uid: owner.uid, gid: owner.gid };
+        self.targets.mds(parent.mdt(), request).await
+    }
+
+    /// `readlink(2)`.
+    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        self.targets.mds(ino.mdt(), Readlink { ino }).await
+    }
+}

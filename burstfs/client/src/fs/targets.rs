@@ -1,0 +1,210 @@
+//! The instance's targets: who answers for an MDT or an OST, and how he is called.
+
+use std::sync::Arc;
+
+use burstfs_proto::mds::{MdsReply, MdsRequest};
+use burstfs_proto::oss::{self, OssReply, OssRequest};
+use burstfs_proto::service::{Bulk, MetadataService, NoBulk, ObjectService};
+use burstfs_proto::{Answer, Rpc};
+use burstfs_types::{ClientId, MdtIndex, NodeIndex, ObjectId, OstIndex, limits};
+use bytes::Bytes;
+
+use super::bulk::{Lent, Room};
+use super::error::FsError;
+use super::remote::{RemoteBulk, RemoteError, RemoteNode};
+use super::xid::XidSource;
+
+/// An RPC of the metadata service.
+pub(super) trait MdsRpc: Rpc + Into<MdsRequest> {
+    fn answer(reply: MdsReply) -> Option<Self::Reply>;
+}
+
+impl<R> MdsRpc for R
+where
+    R: Rpc + Into<MdsRequest>,
+    Answer<R>: TryFrom<MdsReply>,
+{
+    fn answer(reply: MdsReply) -> Option<R::Reply> {
+        Answer::try_from(reply).ok().map(|Answer(reply)| reply)
+    }
+}
+
+/// An RPC of the object service.
+pub(super) trait OssRpc: Rpc + Into<OssRequest> {
+    fn answer(reply: OssReply) -> Option<Self::Reply>;
+}
+
+impl<R> OssRpc for R
+where
+    R: Rpc + Into<OssRequest>,
+    Answer<R>: TryFrom<OssReply>,
+{
+    fn answer(reply: OssReply) -> Option<R::Reply> {
+        Answer::try_from(reply).ok().map(|Answer(reply)| reply)
+    }
+}
+
+/// Node n, which serves MDT n and OST n.
+#[derive(Clone)]
+pub enum Node {
+    /// This process: calls are function calls.
+    Local {
+        /// The node's MDT.
+        mds: Arc<dyn MetadataService>,
+        /// The node's OST.
+        oss: Arc<dyn ObjectService>,
+    },
+    /// Another node.
+    Remote(Arc<dyn RemoteNode>),
+}
+
+/// All nodes of the instance, in the order of their indices.
+pub struct Targets {
+    nodes: Vec<Node>,
+    xids: XidSource,
+}
+
+impl Targets {
+    /// The targets as the client `client` reaches them.
+    pub fn new(nodes: Vec<Node>, client: ClientId) -> Targets {
+        Targets { nodes, xids: XidSource::new(client) }
+    }
+
+    /// How many nodes there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    pub(super) fn mdts(&self) -> impl Iterator<Item = MdtIndex> + use<> {
+        (0..u16::try_from(self.nodes.len()).unwrap_or(u16::MAX)).map(MdtIndex::new)
+    }
+
+    pub(super) fn osts(&self) -> impl Iterator<Item = OstIndex> + use<> {
+        (0..u16::try_from(self.nodes.len()).unwrap_or(u16::MAX)).map(OstIndex::new)
+    }
+
+    /// Whether the OST is in this process.
+    pub(super) fn is_local_ost(&self, ost: OstIndex) -> bool {
+        matches!(self.nodes.get(usize::from(ost.get())), Some(Node::Local { .. }))
+    }
+
+    fn node(&self, index: u16) -> Result<&Node, FsError> {
+        self.nodes.get(usize::from(index)).ok_or(FsError::NoSuchNode { node: NodeIndex::new(index) })
+    }
+
+    /// Calls an MDT.
+    pub(super) async fn mds<R: MdsRpc>(&self, mdt: MdtIndex, request: R) -> Result<R::Reply, FsError> {
+        let reply = match self.node(mdt.get())? {
+            Node::Local { mds, .. } => {
+                let call = self.xids.begin();
+                mds.call(call.caller, request.into()).await.map_err(|errno| FsError::Refused { rpc: R::NAME, errno })?
+            }
+            Node::Remote(remote) => remote.mds(request.into()).await.map_err(remote_error::<R>(mdt.get()))?,
+        };
+        R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })
+    }
+
+    /// Calls an OST with a request that has no bulk data.
+    pub(super) async fn oss<R: OssRpc>(&self, ost: OstIndex, request: R) -> Result<R::Reply, FsError> {
+        match self.node(ost.get())? {
+            Node::Local { oss, .. } => self.oss_local(oss.as_ref(), request, &mut NoBulk).await,
+            Node::Remote(remote) => {
+                let reply = remote.oss(request.into(), RemoteBulk::None).await.map_err(remote_error::<R>(ost.get()))?;
+                R::answer(reply.0).ok_or(FsError::WrongReply { rpc: R::NAME })
+            }
+        }
+    }
+
+    /// Calls an OST with bytes for it to get. `owned` is asked for them only where the transport must own them.
+    pub(super) async fn oss_sending<R: OssRpc>(
+        &self,
+        ost: OstIndex,
+        request: R,
+        data: &[u8],
+        owned: impl FnOnce() -> Bytes + Send,
+    ) -> Result<R::Reply, FsError> {
+        match self.node(ost.get())? {
+            Node::Local { oss, .. } => self.oss_local(oss.as_ref(), request, &mut Lent(data)).await,
+            Node::Remote(remote) => {
+                let bulk = RemoteBulk::Source(owned());
+                let reply = remote.oss(request.into(), bulk).await.map_err(remote_error::<R>(ost.get()))?;
+                R::answer(reply.0).ok_or(FsError::WrongReply { rpc: R::NAME })
+            }
+        }
+    }
+
+    /// Reads from an object into `into`; how many bytes came.
+    pub(super) async fn read_into(
+        &self,
+        ost: OstIndex,
+        object: ObjectId,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<usize, FsError> {
+        let Node::Local { oss, .. } = self.node(ost.get())? else {
+            let bytes = self.read_remote(ost, object, offset, into.len()).await?;
+            into[..bytes.len()].copy_from_slice(&bytes);
+            return Ok(bytes.len());
+        };
+        let request = oss::Read { object, offset, len: read_len(into.len()) };
+        let mut room = Room::new(into);
+        let done = self.oss_local(oss.as_ref(), request, &mut room).await?;
+        let len = done.len as usize;
+        if len > room.put_len() { Err(FsError::WrongReply { rpc: oss::Read::NAME }) } else { Ok(len) }
+    }
+
+    /// Reads from another node's object. Never more than `len` bytes.
+    pub(super) async fn read_remote(
+        &self,
+        ost: OstIndex,
+        object: ObjectId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Bytes, FsError> {
+        let Node::Remote(remote) = self.node(ost.get())? else {
+            let mut bytes = vec![0; len];
+            let read = Box::pin(self.read_into(ost, object, offset, &mut bytes)).await?;
+            bytes.truncate(read);
+            return Ok(bytes.into());
+        };
+        let wrong = FsError::WrongReply { rpc: oss::Read::NAME };
+        let request = oss::Read { object, offset, len: read_len(len) };
+        let (reply, bulk) =
+            remote.oss(request.into(), RemoteBulk::Sink(len)).await.map_err(remote_error::<oss::Read>(ost.get()))?;
+        let done = oss::Read::answer(reply).ok_or(wrong.clone())?;
+        match bulk {
+            RemoteBulk::Received(bytes) if done.len as usize <= bytes.len().min(len) => {
+                Ok(bytes.slice(..done.len as usize))
+            }
+            _ => Err(wrong),
+        }
+    }
+
+    async fn oss_local<R: OssRpc>(
+        &self,
+        oss: &dyn ObjectService,
+        request: R,
+        bulk: &mut dyn Bulk,
+    ) -> Result<R::Reply, FsError> {
+        let call = self.xids.begin();
+        let reply = oss
+            .call(call.caller, request.into(), bulk)
+            .await
+            .map_err(|errno| FsError::Refused { rpc: R::NAME, errno })?;
+        R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })
+    }
+}
+
+/// Callers cut their requests to the limit; a longer one would be cut here and read short.
+fn read_len(len: usize) -> u32 {
+    u32::try_from(len.min(limits::RPC_BULK_MAX_BYTES)).unwrap_or(u32::MAX)
+}
+
+fn remote_error<R: Rpc>(node: u16) -> impl FnOnce(RemoteError) -> FsError {
+    move |source| FsError::Remote { rpc: R::NAME, node: NodeIndex::new(node), source }
+}

@@ -1,0 +1,45 @@
+//! Extended attributes.
+
+use burstfs_proto::mds::{GetXattr, ListXattr, RemoveXattr, SetXattr, XattrMode};
+use burstfs_types::{Ino, limits};
+
+use super::ClientFs;
+use super::error::FsError;
+
+/// The name spaces that are stored. `system.*` is not among them: its names mean something to the kernel (ACLs) that
+/// nobody here would enforce.
+const NAME_SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+
+impl ClientFs {
+    /// `getxattr(2)`.
+    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        check_name(name)?;
+        self.targets.mds(ino.mdt(), GetXattr { ino, name: name.to_vec() }).await
+    }
+
+    /// `setxattr(2)`.
+    pub async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {
+        check_name(name)?;
+        let request = SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
+        self.targets.mds(ino.mdt(), request).await
+    }
+
+    /// `listxattr(2)`.
+    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
+        self.targets.mds(ino.mdt(), ListXattr { ino }).await
+    }
+
+    /// `removexattr(2)`.
+    pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
+        check_name(name)?;
+        self.targets.mds(ino.mdt(), RemoveXattr { ino, name: name.to_vec() }).await
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), FsError> {
+    if name.len() > limits::XATTR_NAME_MAX_BYTES {
+        return Err(FsError::Invalid { what: "the name of an extended attribute" });
+    }
+    let is_stored = NAME_SPACES.iter().any(|space| name.len() > space.len() && name.starts_with(space));
+    if is_stored { Ok(()) } else { Err(FsError::Unsupported { what: "the extended attribute's name space" }) }
+}

@@ -1,0 +1,668 @@
+//! The kernel's requests.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use burstfs_proto::mds::XattrMode;
+use burstfs_proto::oss::SeekTarget;
+use burstfs_types::{Attr, Errno};
+use bytes::Bytes;
+use fuser::{
+    BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+use tokio::runtime::Handle;
+use tracing::{debug, warn};
+
+use super::convert::{self, BLOCK_BYTES, Blocks, UNKNOWN_INO};
+use super::handles::Handles;
+use super::run::Runner;
+use super::session::FuseConfig;
+use crate::fs::{AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, WriteData};
+
+/// Entries and attributes are valid for no time: another node may change them at any moment.
+const TTL: Duration = Duration::ZERO;
+/// Inode numbers are never reused in an instance.
+const GENERATION: Generation = Generation(0);
+/// The largest read or write. The kernel's own limit (`fs.fuse.max_pages_limit`) is the same, and larger ones gain
+/// nothing.
+const IO_BYTES_MAX: u32 = 1 << 20;
+/// Asynchronous requests that the kernel sends at a time.
+const BACKGROUND_MAX: u16 = 64;
+/// Entries of one listing request: about what fits a page of `getdents64`.
+const ENTRIES_MAX: u32 = 512;
+/// Cookies of the two entries that no MDT lists; those of all others are larger.
+const DOT_COOKIE: u64 = 1;
+const DOT_DOT_COOKIE: u64 = 2;
+
+/// Direct I/O, and no FLUSH at close: a write that has returned is with its OST.
+const OPEN_FLAGS: FopenFlags =
+    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES).union(FopenFlags::FOPEN_NOFLUSH);
+
+/// What the kernel is asked for; without any of these the semantics would be others, so the session fails then.
+const CAPABILITIES: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
+    .union(InitFlags::FUSE_POSIX_LOCKS)
+    .union(InitFlags::FUSE_FLOCK_LOCKS)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+
+thread_local! {
+    /// Where local reads go on their way to the kernel.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What all operations share.
+pub(super) struct Core {
+    fs: Arc<ClientFs>,
+    handles: Handles,
+    runner: Runner,
+}
+
+impl Core {
+    pub(super) fn new(fs: Arc<ClientFs>, config: FuseConfig, runtime: Handle) -> Core {
+        let runner = Runner::new(runtime, config.operations_max, config.bulk_bytes_max);
+        Core { fs, handles: Handles::default(), runner }
+    }
+
+    /// Waits for what is under way, and closes what the kernel has left open.
+    pub(super) async fn finish(&self) {
+        self.runner.idle().await;
+        for file in self.handles.drain() {
+            if let Err(error) = self.fs.close(&file).await {
+                warn!(ino = %file.ino(), %error, "a file that was left open could not be closed");
+            }
+        }
+    }
+}
+
+/// The session's file system.
+pub(super) struct Adapter(pub(super) Arc<Core>);
+
+impl Adapter {
+    /// Runs an operation that answers with `reply`, whatever comes of it.
+    fn answer<T, R, F>(&self, reply: R, operation: impl FnOnce(Arc<Core>) -> F, ok: impl FnOnce(R, T) + Send + 'static)
+    where
+        R: ReplyError,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        let operation = operation(Arc::clone(&self.0));
+        self.0.runner.run(async move {
+            match operation.await {
+                Ok(output) => ok(reply, output),
+                Err(error) => refuse(reply, &error),
+            }
+        });
+    }
+}
+
+/// A reply that can be an error.
+trait ReplyError: Send + 'static {
+    fn refuse(self, errno: fuser::Errno);
+}
+
+macro_rules! reply_error {
+    ($($reply:ty),*) => {
+        $(impl ReplyError for $reply {
+            fn refuse(self, errno: fuser::Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+reply_error!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite,
+    ReplyXattr
+);
+
+fn refuse<R: ReplyError>(reply: R, error: &FsError) {
+    // What a service or an argument refuses is ordinary; what did not arrive is worth a line each.
+    match error {
+        FsError::Remote { .. } | FsError::WrongReply { .. } => warn!(%error, "an operation failed"),
+        _ => debug!(%error, "an operation was refused"),
+    }
+    reply.refuse(convert::errno(error));
+}
+
+fn entry(reply: ReplyEntry, attr: Attr) {
+    reply.entry(&TTL, &convert::file_attr(&attr), GENERATION);
+}
+
+fn attributes(reply: ReplyAttr, attr: Attr) {
+    reply.attr(&TTL, &convert::file_attr(&attr));
+}
+
+fn done(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+fn owner(request: &Request) -> Credentials {
+    Credentials { uid: request.uid(), gid: request.gid() }
+}
+
+/// Whether a change by this caller clears set-id bits, where fuser does not pass the kernel's word on: it does for all
+/// who lack CAP_FSETID.
+fn is_ordinary(request: &Request) -> bool {
+    request.uid() != 0
+}
+
+fn bad_handle(errno: Errno) -> FsError {
+    FsError::Refused { rpc: "file handle", errno }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        config.add_capabilities(CAPABILITIES).map_err(|missing| {
+            io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's FUSE does not have {missing:?}"))
+        })?;
+        let refused = |limit| io::Error::other(format!("the kernel's FUSE offers {limit}"));
+        config.set_max_write(IO_BYTES_MAX).map_err(refused)?;
+        config.set_max_background(BACKGROUND_MAX).map_err(|limit| refused(u32::from(limit)))?;
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = convert::name(name);
+        self.answer(reply, |core| async move { core.fs.lookup(convert::ino(parent)?, &name).await }, entry);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(reply, |core| async move { core.fs.getattr(convert::ino(ino)?).await }, attributes);
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let mut change = AttrChange {
+            mode: mode.map(convert::permissions),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+            kill_set_id: false,
+        };
+        let says_nothing = change == AttrChange::default() && ctime.is_none();
+        let owner_changes = uid.is_some() || gid.is_some();
+        change.kill_set_id = says_nothing || owner_changes || (size.is_some() && is_ordinary(request));
+        self.answer(reply, |core| async move { core.fs.setattr(convert::ino(ino)?, change).await }, attributes);
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answer(
+            reply,
+            |core| async move { core.fs.readlink(convert::ino(ino)?).await },
+            |reply, target: Vec<u8>| reply.data(&target),
+        );
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, owner) = (convert::name(name), owner(request));
+        let Some(kind) = convert::special_kind(mode) else {
+            return reply.error(fuser::Errno::EPERM);
+        };
+        let new = NewSpecial { kind, mode: convert::permissions(mode), owner };
+        self.answer(reply, |core| async move { core.fs.mknod(convert::ino(parent)?, &name, new).await }, entry);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (name, owner) = (convert::name(name), owner(request));
+        let mode = convert::permissions(mode);
+        self.answer(reply, |core| async move { core.fs.mkdir(convert::ino(parent)?, &name, mode, owner).await }, entry);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = convert::name(name);
+        self.answer(reply, |core| async move { core.fs.unlink(convert::ino(parent)?, &name).await }, done);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = convert::name(name);
+        self.answer(reply, |core| async move { core.fs.rmdir(convert::ino(parent)?, &name).await }, done);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, owner) = (convert::name(name), owner(request));
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.answer(
+            reply,
+            |core| async move { core.fs.symlink(convert::ino(parent)?, &name, &target, owner).await },
+            entry,
+        );
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, new_name) = (convert::name(name), convert::name(new_name));
+        self.answer(
+            reply,
+            |core| async move {
+                let from = (convert::ino(parent)?, name.as_slice());
+                let to = (convert::ino(new_parent)?, new_name.as_slice());
+                core.fs.rename(from, to, convert::rename_mode(flags)?).await
+            },
+            done,
+        );
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let new_name = convert::name(new_name);
+        self.answer(
+            reply,
+            |core| async move { core.fs.link(convert::ino(ino)?, convert::ino(new_parent)?, &new_name).await },
+            entry,
+        );
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let truncate = flags.0 & libc::O_TRUNC != 0;
+        let kill_set_id = truncate && is_ordinary(request);
+        self.answer(
+            reply,
+            |core| async move {
+                let ino = convert::ino(ino)?;
+                let opened = core.fs.open(ino, truncate).await?;
+                let has_set_id = opened.file.has_set_id();
+                let handle = core.handles.insert(opened.file);
+                if kill_set_id && has_set_id {
+                    if let Err(error) = core.fs.clear_set_id(ino).await {
+                        release(&core, handle).await?;
+                        return Err(error);
+                    }
+                }
+                Ok(handle)
+            },
+            |reply, handle| reply.opened(handle, OPEN_FLAGS),
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let name = convert::name(name);
+        let new = NewFile {
+            mode: convert::permissions(mode),
+            owner: owner(request),
+            exclusive: flags & libc::O_EXCL != 0,
+            truncate: flags & libc::O_TRUNC != 0,
+            layout: None,
+        };
+        self.answer(
+            reply,
+            |core| async move {
+                let opened = core.fs.create(convert::ino(parent)?, &name, new).await?;
+                Ok((opened.attr, core.handles.insert(opened.file)))
+            },
+            |reply, (attr, handle)| reply.created(&TTL, &convert::file_attr(&attr), GENERATION, handle, OPEN_FLAGS),
+        );
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let file = match self.0.handles.get(handle) {
+            Ok(file) => file,
+            Err(errno) => return refuse(reply, &bad_handle(errno)),
+        };
+        let len = size as usize;
+        if !file.is_local() {
+            let bulk = self.0.runner.bulk(len);
+            return self.answer(
+                reply,
+                |core| async move { core.fs.read(&file, offset, len).await.map(|bytes| (bytes, bulk)) },
+                |reply, (bytes, _bulk)| reply.data(&bytes),
+            );
+        }
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let into = &mut buffer[..len];
+            match self.0.runner.run_here(self.0.fs.read_into(&file, offset, into)) {
+                Ok(read) => reply.data(&buffer[..read]),
+                Err(error) => refuse(reply, &error),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let file = match self.0.handles.get(handle) {
+            Ok(file) => file,
+            Err(errno) => return refuse(reply, &bad_handle(errno)),
+        };
+        let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let is_append = flags.0 & libc::O_APPEND != 0;
+        if file.is_local() && !(kill_set_id && file.has_set_id()) {
+            let fs = &self.0.fs;
+            let written = self.0.runner.run_here(write(fs, &file, offset, WriteData::Lent(data), is_append, false));
+            return match written {
+                Ok(written) => reply.written(written),
+                Err(error) => refuse(reply, &error),
+            };
+        }
+        let bulk = self.0.runner.bulk(data.len());
+        let data = Bytes::copy_from_slice(data);
+        self.answer(
+            reply,
+            |core| async move {
+                let written = write(&core.fs, &file, offset, WriteData::Shared(&data), is_append, kill_set_id).await;
+                drop(bulk);
+                written
+            },
+            |reply, written| reply.written(written),
+        );
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(reply, |core| async move { release(&core, handle).await }, done);
+    }
+
+    fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.answer(
+            reply,
+            |core| async move {
+                let file = core.handles.get(handle).map_err(bad_handle)?;
+                core.fs.fsync(&file, datasync).await
+            },
+            done,
+        );
+    }
+
+    fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // A name that was made is in its MDT's log; what a node's loss takes is the same before and after.
+        reply.ok();
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let dots = [(DOT_COOKIE, ino, "."), (DOT_DOT_COOKIE, UNKNOWN_INO, "..")];
+        for (cookie, ino, name) in dots.into_iter().filter(|(cookie, ..)| *cookie > offset) {
+            if reply.add(ino, cookie, FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        let cookie = if offset <= DOT_DOT_COOKIE { 0 } else { offset };
+        self.answer(
+            reply,
+            |core| async move { core.fs.readdir(convert::ino(ino)?, cookie, ENTRIES_MAX).await },
+            |mut reply, listing| {
+                for listed in listing.entries {
+                    let (ino, kind) = (INodeNo(listed.entry.ino.get()), convert::file_type(listed.entry.kind));
+                    if reply.add(ino, listed.cookie, kind, OsStr::from_bytes(listed.name.as_bytes())) {
+                        break;
+                    }
+                }
+                reply.ok();
+            },
+        );
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.answer(
+            reply,
+            |core| async move { core.fs.statfs().await },
+            |reply, figures| {
+                let blocks = Blocks::from(figures);
+                let (total, free, available) = (blocks.total, blocks.free, blocks.available);
+                let name_max = burstfs_types::Name::MAX_LEN as u32;
+                let (files, files_free) = (blocks.files, blocks.files_free);
+                reply.statfs(total, free, available, files, files_free, BLOCK_BYTES, name_max, BLOCK_BYTES);
+            },
+        );
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            0 => XattrMode::Any,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let (name, value) = (convert::name(name), value.to_vec());
+        self.answer(reply, |core| async move { core.fs.setxattr(convert::ino(ino)?, &name, &value, mode).await }, done);
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = convert::name(name);
+        self.answer(
+            reply,
+            |core| async move { core.fs.getxattr(convert::ino(ino)?, &name).await },
+            move |reply, value: Vec<u8>| sized(reply, &value, size),
+        );
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer(
+            reply,
+            |core| async move { core.fs.listxattr(convert::ino(ino)?).await },
+            move |reply, names: Vec<Vec<u8>>| {
+                let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
+                sized(reply, &list, size);
+            },
+        );
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = convert::name(name);
+        self.answer(reply, |core| async move { core.fs.removexattr(convert::ino(ino)?, &name).await }, done);
+    }
+
+    // Locks that hold on one node only would be taken for locks. Until there are any that hold on all nodes, the answer
+    // is the one that Lustre gives when it is mounted without `-o flock`.
+    fn getlk(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(
+            reply,
+            |core| async move {
+                let file = core.handles.get(handle).map_err(bad_handle)?;
+                core.fs.fallocate(&file, convert::allocate_mode(mode)?, FallocateRange { offset, len }).await
+            },
+            done,
+        );
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.answer(
+            reply,
+            |core| async move {
+                let file = core.handles.get(handle).map_err(bad_handle)?;
+                let target = match whence {
+                    libc::SEEK_DATA => SeekTarget::Data,
+                    libc::SEEK_HOLE => SeekTarget::Hole,
+                    _ => return Err(FsError::Invalid { what: "the kind of seek" }),
+                };
+                let offset = u64::try_from(offset).map_err(|_| FsError::BeyondEnd { offset: 0 })?;
+                let found = core.fs.seek(&file, target, offset).await?;
+                i64::try_from(found).map_err(|_| FsError::TooLarge { end: found })
+            },
+            |reply, offset| reply.offset(offset),
+        );
+    }
+}
+
+/// A write at its offset or, for an append, at the file's end; how many bytes.
+async fn write(
+    fs: &ClientFs,
+    file: &crate::fs::OpenFile,
+    offset: u64,
+    data: WriteData<'_>,
+    is_append: bool,
+    kill_set_id: bool,
+) -> Result<u32, FsError> {
+    let written = if is_append {
+        fs.append(file, data, kill_set_id).await?.0
+    } else {
+        fs.write(file, offset, data, kill_set_id).await?;
+        data.len()
+    };
+    u32::try_from(written).map_err(|_| FsError::TooLarge { end: written as u64 })
+}
+
+/// Takes a handle out of the table and closes its file.
+async fn release(core: &Core, handle: FileHandle) -> Result<(), FsError> {
+    let file = core.handles.remove(handle).map_err(bad_handle)?;
+    core.fs.close(&file).await
+}
+
+/// A value for a caller who asked for its size (0) or has room for `size` bytes.
+fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(fuser::Errno::ERANGE),
+    }
+}

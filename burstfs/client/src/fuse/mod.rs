@@ -1,0 +1,36 @@
+//! The kernel's side of the client: serves a mounted `/dev/fuse` with a [`ClientFs`].
+//!
+//! Owns the translation between the kernel's requests and [`ClientFs`], the table of open files that the kernel knows by
+//! handle, and the bound on requests under way. Does not own the mount: another, privileged process made it and takes it
+//! away; a session ends when that happens.
+//!
+//! ```text
+//!   /dev/fuse -> session thread: build the operation, poll it once
+//!                    |- ready (all targets in this process): reply on this thread, no task switch
+//!                    `- pending: the operation moves to the runtime with its reply
+//! ```
+//!
+//! Invariants:
+//! 1. Nothing is cached by the kernel that could be old on another node: entries and attributes are valid for no time,
+//!    every file is opened for direct I/O, no file keeps pages over an open. Directories are listed anew each time.
+//! 2. Every request is answered once, by the operation that owns its reply.
+//! 3. Each open file that the kernel has not released when the session ends is closed then.
+//!
+//! Concurrency: several session threads read the same descriptor. An operation that has to wait holds a part of a
+//! bound; at the bound the threads wait too, and the kernel keeps what is not yet read.
+//!
+//! What fuser 0.18 does not do, met here: it hides the kernel's wish to clear set-id bits in `SETATTR` and `OPEN` (an
+//! all-empty `SETATTR` is one; truncation and change of owner imply it for ordinary users); it tells times before the
+//! epoch wrongly ([`convert::timestamp`]); it answers `INTERRUPT` with ENOSYS, so a caller that is killed while its
+//! request is under way goes when the answer comes, at the latest at the request's deadline.
+
+mod adapter;
+mod convert;
+mod handles;
+mod run;
+mod session;
+
+pub use session::{FuseConfig, FuseSession, SessionEnd, serve};
+
+#[cfg(doc)]
+use crate::fs::ClientFs;
