@@ -1,1 +1,214 @@
-//! Placeholder.
+//! The site's configuration: `burstfs.toml`, written by an administrator.
+//!
+//! Owns the keys, their defaults and their checks, and the site's profiles. Does not own what the programs do with a
+//! value. A [`SiteConfig`] is valid however it was made; every error names the file, the line and the key, and says
+//! what to do. Root trusts the file, so a root caller refuses one that anybody else could have written.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod error;
+mod profile;
+mod trust;
+mod values;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use burstfs_spec::{CreateItems, ProfileError, Profiles, Size, Transport};
+use serde::{Deserialize, Serialize};
+
+pub use error::{ConfigError, Problem};
+pub use profile::Profile;
+
+/// Where the file is unless somebody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/burstfs/burstfs.toml";
+
+/// More than any site writes, little enough to read without thinking.
+const FILE_MAX_BYTES: u64 = 1 << 20;
+
+/// All of `burstfs.toml`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SiteConfig {
+    /// The directory on each node's NVMe below which instances live.
+    #[serde(with = "values::absolute_path")]
+    pub nvme: PathBuf,
+    /// What a node knows of its instances until it is switched off.
+    #[serde(with = "values::absolute_path")]
+    pub run_dir: PathBuf,
+    /// One log per instance.
+    #[serde(with = "values::absolute_path")]
+    pub log_dir: PathBuf,
+    /// Instances are mounted at `<mount_base>/<job id>`.
+    #[serde(with = "values::absolute_path")]
+    pub mount_base: PathBuf,
+    /// What a job that does not say gets on each node.
+    #[serde(with = "values::size")]
+    pub default_capacity: Size,
+    /// The most that a job can ask for on each node; `None`: what the NVMe has.
+    #[serde(with = "values::optional_size", skip_serializing_if = "Option::is_none")]
+    pub max_per_node: Option<Size>,
+    /// What is executed.
+    pub programs: Programs,
+    /// How the nodes find and reach one another.
+    pub network: Network,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+    /// By name: `create` keys that a job asks for with one word.
+    pub profiles: BTreeMap<String, Profile>,
+}
+
+/// `[programs]`
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Programs {
+    /// `burstfs-node`
+    #[serde(with = "values::absolute_path")]
+    pub node: PathBuf,
+    /// `burstfsd`
+    #[serde(with = "values::absolute_path")]
+    pub daemon: PathBuf,
+}
+
+/// `[network]`
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// The first port that an MGS may use.
+    pub mgs_port_base: u16,
+    /// How many ports from there on.
+    pub mgs_port_count: u16,
+    /// What the nodes talk over when the job does not say.
+    pub transport: Transport,
+}
+
+/// `[timeouts]`
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Until all nodes of an instance have joined.
+    #[serde(with = "values::duration")]
+    pub start: Duration,
+    /// Of a staging or a drain without any progress.
+    #[serde(with = "values::duration")]
+    pub no_progress: Duration,
+}
+
+impl Default for SiteConfig {
+    fn default() -> SiteConfig {
+        SiteConfig {
+            nvme: "/local/burstfs".into(),
+            run_dir: "/run/burstfs".into(),
+            log_dir: "/var/log/burstfs".into(),
+            mount_base: "/burstfs".into(),
+            default_capacity: values::gib(10),
+            max_per_node: None,
+            programs: Programs::default(),
+            network: Network::default(),
+            timeouts: Timeouts::default(),
+            profiles: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Programs {
+    fn default() -> Programs {
+        Programs { node: "/usr/local/sbin/burstfs-node".into(), daemon: "/usr/local/libexec/burstfs/burstfsd".into() }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        Network { mgs_port_base: 27_400, mgs_port_count: 512, transport: Transport::Auto }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts { start: Duration::from_secs(60), no_progress: Duration::from_secs(600) }
+    }
+}
+
+impl SiteConfig {
+    /// Reads and checks the file. When root calls, nobody else may be able to write the file, nor to put another in
+    /// its place.
+    pub fn load(path: &Path) -> Result<SiteConfig, ConfigError> {
+        let at = |problem| ConfigError::new(path, problem);
+        let mut file = File::open(path).map_err(|error| at(Problem::Unreadable(error)))?;
+        if rustix::process::geteuid().is_root() {
+            trust::check(&file, path).map_err(at)?;
+        }
+        let mut text = String::new();
+        let read = file.by_ref().take(FILE_MAX_BYTES + 1).read_to_string(&mut text);
+        let bytes = read.map_err(|error| at(Problem::Unreadable(error)))?;
+        if bytes as u64 > FILE_MAX_BYTES {
+            return Err(at(Problem::TooLarge));
+        }
+        SiteConfig::parse(&text, path)
+    }
+
+    /// Reads the text of a file; `path` is for messages only.
+    pub fn parse(text: &str, path: &Path) -> Result<SiteConfig, ConfigError> {
+        let config: SiteConfig =
+            toml::from_str(text).map_err(|error| ConfigError::in_text(path, text, error.span(), error.message()))?;
+        match config.contradiction() {
+            None => Ok(config),
+            Some((key, message)) => Err(ConfigError::in_text(path, text, find_key(text, key), &message)),
+        }
+    }
+
+    /// The configuration as a file, defaults spelled out.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self)
+            .map_err(|error| ConfigError::new(Path::new("burstfs.toml"), Problem::Invalid(error.to_string())))
+    }
+
+    /// What is wrong between keys: the key to look at, and the reason.
+    fn contradiction(&self) -> Option<(&'static str, String)> {
+        let network = &self.network;
+        let last_port = u32::from(network.mgs_port_base) + u32::from(network.mgs_port_count);
+        if network.mgs_port_count == 0 || network.mgs_port_base < 1024 || last_port > 65_536 {
+            let message = "the ports must lie from 1024 to 65535, and there must be at least one";
+            return Some(("mgs_port_base", message.to_owned()));
+        }
+        if let Some(max) = self.max_per_node.filter(|max| *max < self.default_capacity) {
+            let message =
+                format!("{} is above max_per_node, {max}; lower one or raise the other", self.default_capacity);
+            return Some(("default_capacity", message));
+        }
+        let zero = [("start", self.timeouts.start), ("no_progress", self.timeouts.no_progress)];
+        if let Some((key, _)) = zero.into_iter().find(|(_, timeout)| timeout.is_zero()) {
+            return Some((key, "a time-out of nothing would always have passed; say for instance \"60s\"".to_owned()));
+        }
+        self.profiles.keys().find_map(|name| Some(("profiles", profile::check_name(name).err()?)))
+    }
+}
+
+/// Where `key` is set, or the start of its table.
+fn find_key(text: &str, key: &str) -> Option<Range<usize>> {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let bare = line.trim_start().trim_start_matches('[');
+        if bare.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.'])) {
+            return Some(start..start + line.trim_end().len());
+        }
+        start += line.len();
+    }
+    None
+}
+
+impl Profiles for SiteConfig {
+    fn profile(&self, name: &str) -> Result<CreateItems, ProfileError> {
+        match self.profiles.get(name) {
+            Some(profile) => Ok(profile.items().clone()),
+            None => Err(ProfileError::Unknown { known: self.profiles.keys().cloned().collect() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

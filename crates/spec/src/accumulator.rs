@@ -74,9 +74,7 @@ impl Accumulator {
         }
         let mut next = self.clone();
         next.apply(&items(directive).map_err(place)?, profiles).map_err(place)?;
-        if let Some(spec) = next.finish() {
-            spec.to_json()?;
-        }
+        next.finish()?;
         *self = next;
         Ok(())
     }
@@ -94,13 +92,18 @@ impl Accumulator {
         }
     }
 
-    /// The request so far; `None` when nothing is asked for.
-    pub fn finish(&self) -> Option<JobSpec> {
-        self.is_requested.then(|| JobSpec {
+    /// The request so far; `None` when nothing is asked for. Fails when it is larger than what can travel to the nodes.
+    pub fn finish(&self) -> Result<Option<JobSpec>, SpecError> {
+        if !self.is_requested {
+            return Ok(None);
+        }
+        let spec = JobSpec {
             create: self.create.clone().into_create(),
             stage_in: self.stage_in.clone(),
             stage_out: self.stage_out.clone(),
-        })
+        };
+        spec.to_json()?;
+        Ok(Some(spec))
     }
 
     fn apply(&mut self, items: &[Item], profiles: &dyn Profiles) -> Result<(), Fault> {

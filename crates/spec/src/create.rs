@@ -124,6 +124,11 @@ impl CreateItems {
         Ok(created)
     }
 
+    /// Whether `word` is a key of `create`, of this version or of a later one.
+    pub fn is_key(word: &str) -> bool {
+        keys().any(|key| key == word)
+    }
+
     /// One key of a profile. Fails for an unknown key and for a value that the key does not take.
     pub fn set_key(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
         let text = |text: &str| Text::from_canonical(text).map_err(Fault::without_place);

@@ -43,6 +43,14 @@ impl Size {
         (bytes > 0).then_some(Size(bytes))
     }
 
+    /// `count` times 1024^3 bytes, at least one of them, at most what fits.
+    pub const fn from_gib(count: u64) -> Size {
+        match count {
+            0 => Size(1 << 30),
+            count => Size(count.saturating_mul(1 << 30)),
+        }
+    }
+
     /// The bytes.
     pub fn bytes(self) -> u64 {
         self.0

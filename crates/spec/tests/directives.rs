@@ -20,7 +20,7 @@ fn merge(directives: &[&str]) -> Result<Option<JobSpec>, SpecError> {
     for directive in directives {
         accumulator.add(directive, &profiles)?;
     }
-    Ok(accumulator.finish())
+    accumulator.finish()
 }
 
 fn spec(directives: &[&str]) -> JobSpec {

@@ -10,7 +10,7 @@ fn add_all(directives: &[String]) -> JobSpec {
     for directive in directives {
         accumulator.add(directive, &NoProfiles).unwrap_or_else(|error| panic!("{directive}: {error}"));
     }
-    accumulator.finish().unwrap()
+    accumulator.finish().unwrap().unwrap()
 }
 
 /// Something that looks like a directive, so that the deeper parts of the parser are reached.
@@ -105,7 +105,7 @@ proptest! {
                 prop_assert!(error.place.is_none_or(|place| place.directive.get(place.mark).is_some()));
             }
         }
-        if let Some(spec) = accumulator.finish() {
+        if let Some(spec) = accumulator.finish().unwrap() {
             prop_assert_eq!(JobSpec::from_json(&spec.to_json().unwrap()), Ok(spec));
         }
     }
