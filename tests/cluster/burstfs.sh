@@ -13,6 +13,8 @@ install_burstfs() {
   mkdir -p "$site"
   cp "$STATE"/install/etc/burstfs/* "$site/"
   set_key "$site/burstfs.toml" nvme "\"$NVME_DIR\""
+  set_key "$site/burstfs.toml" default_capacity '"200MiB"'
+  set_key "$site/burstfs.toml" max_per_node "\"$((NVME_MB * 9 / 10))MiB\""
   cp "$site/plugstack.conf" "$conf"
   if [ -f "$site/job_submit.lua" ]; then cp "$site/job_submit.lua" "$STATE/etc/slurm/job_submit.lua"; fi
 }

@@ -1,0 +1,233 @@
+//! `make bench-start`: what burstfs adds to a job's start and end, how fast it stages, what it needs when idle.
+//!
+//! With and without are run in turn, so that the machine's mood falls on both; a figure is the median over the runs.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use burstfs_tests::bench::{Aim, Row, differences, median, report};
+use burstfs_tests::{Cluster, NODES, fill_file};
+
+/// At least five are asked for.
+const RUNS: usize = 7;
+const USER: &str = "alice";
+const DIR: &str = "/pfs/alice/bench";
+/// Bytes of the tree that is staged: large files, and many small ones.
+const LARGE: (usize, usize) = (24, 8 << 20);
+const SMALL: (usize, usize) = (1000, 16 << 10);
+
+/// One job, timed from outside: all in ms.
+struct Times {
+    /// From sbatch to the script's first line.
+    start: f64,
+    /// From the script's end until the job has left the queue.
+    end: f64,
+}
+
+fn main() -> Result<()> {
+    let cluster = Cluster::get()?;
+    prepare(cluster)?;
+    let mut rows = Vec::new();
+    type Part = (&'static str, fn(&Cluster, &mut Vec<Row>) -> Result<()>);
+    let parts: [Part; 4] =
+        [("start and end", start_and_end), ("staging", staging), ("memory", memory), ("the plugin", plugin)];
+    for (name, part) in parts {
+        if let Err(error) = part(cluster, &mut rows) {
+            rows.push(Row::failed(name, "", Aim::AtMost(0.0), format!("{error:#}").replace('\n', " | ")));
+        }
+    }
+    report("start", &rows)
+}
+
+fn prepare(cluster: &Cluster) -> Result<()> {
+    let dir = cluster.shared(DIR);
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::create_dir_all(dir.join("in"))?;
+    for index in 0..LARGE.0 {
+        fill_file(&dir.join(format!("in/large-{index}")), LARGE.1, index as u64)?;
+    }
+    for index in 0..SMALL.0 {
+        fill_file(&dir.join(format!("in/small-{index}")), SMALL.1, index as u64)?;
+    }
+    // The script measures itself: nothing of this program is in the figures.
+    fs::write(
+        dir.join("run.sh"),
+        "t0=$(date +%s%N); id=$(sbatch --parsable -o /dev/null \"$@\") || exit 1\n\
+         while squeue -h -j \"$id\" 2>/dev/null | grep -q .; do sleep 0.005; done; t3=$(date +%s%N)\n\
+         read -r t1 < first && read -r t2 < last || exit 1; rm first last; echo \"$t0 $t1 $t2 $t3\"\n",
+    )?;
+    let script = "#!/bin/bash\ndate +%s%N > first\n[ -z \"$MAKE_OUTPUT\" ] || cp -r $BURSTFS/in $BURSTFS/out\ndate +%s%N > last\n";
+    fs::write(dir.join("job.sh"), script)?;
+    cluster.sh("ctl", &format!("chown -R {USER}: {DIR}")).map(drop)
+}
+
+/// Runs the job with `options` on `nodes` nodes.
+fn run(cluster: &Cluster, nodes: usize, options: &[&str]) -> Result<Times> {
+    let mut args = vec!["bash".to_owned(), "run.sh".to_owned(), format!("-N{nodes}")];
+    args.extend(options.iter().map(|option| (*option).to_owned()));
+    args.push("job.sh".to_owned());
+    let output = cluster.login(USER, DIR, &args)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let times: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(times.len() == 4, "the job did not run: {said}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(Times { start: (times[1] - times[0]) / 1e6, end: (times[3] - times[2]) / 1e6 })
+}
+
+fn median_of(samples: &[f64]) -> f64 {
+    median(samples).unwrap_or(f64::NAN)
+}
+
+fn start_and_end(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
+    // The first job after slurmctld's start waits for its first scheduling round.
+    run(cluster, 1, &[])?;
+    for nodes in [1, 2, 4] {
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            without.push(run(cluster, nodes, &[])?);
+            with.push(run(cluster, nodes, &["--burstfs=per_node=100MiB"])?);
+        }
+        let column = |times: &[Times], pick: fn(&Times) -> f64| times.iter().map(pick).collect::<Vec<_>>();
+        for (what, pick, most) in [
+            ("sbatch to the script's first line", (|times| times.start) as fn(&Times) -> f64, 300.0),
+            ("script's end to leaving the queue", |times| times.end, 200.0),
+        ] {
+            let (with, without) = (column(&with, pick), column(&without, pick));
+            let aim = if nodes == 4 { Aim::AtMost(most) } else { Aim::None };
+            let against = format!("with {:.0} ms, without {:.0} ms", median_of(&with), median_of(&without));
+            rows.push(Row::new(
+                format!("{what}, {nodes} nodes: added"),
+                "ms",
+                differences(&with, &without),
+                against,
+                aim,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Staging is what a job with it takes longer than one without, all of it: walking, copying, verifying, waiting for all nodes.
+fn staging(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
+    let capacity = "--burstfs=per_node=400MiB".to_owned();
+    let input = format!("--burstfs=stage_in source={DIR}/in/ destination=/in");
+    let output = format!("--burstfs=stage_out source=/out/ destination={DIR}/out");
+    let (mut in_ms, mut out_ms, mut cp_in_ms, mut cp_out_ms) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        cluster.sh("ctl", &format!("rm -rf {DIR}/out"))?;
+        let plain = run(cluster, 4, &[&capacity])?;
+        let staged = run(cluster, 4, &[&capacity, &input, &output, "--export=ALL,MAKE_OUTPUT=1"])?;
+        in_ms.push(staged.start - plain.start);
+        out_ms.push(staged.end - plain.end);
+        cp_in_ms.push(copy(cluster, &format!("{DIR}/in"), "/local/bench")?);
+        cluster.sh("ctl", &format!("rm -rf {DIR}/copy"))?;
+        cp_out_ms.push(copy(cluster, "/local/bench", &format!("{DIR}/copy"))?);
+        cluster.sh("node1", "rm -rf /local/bench")?;
+    }
+    let mib = (LARGE.0 * LARGE.1 + SMALL.0 * SMALL.1) as f64 / f64::from(1 << 20);
+    for (what, ms, cp_ms) in [("stage-in", in_ms, cp_in_ms), ("drain", out_ms, cp_out_ms)] {
+        let rate = |samples: &[f64]| samples.iter().map(|ms| mib / (ms.max(1.0) / 1000.0)).collect::<Vec<_>>();
+        let against = format!("cp -a {:.0} MiB/s; {mib:.0} MiB, {} files", median_of(&rate(&cp_ms)), LARGE.0 + SMALL.0);
+        rows.push(Row::new(format!("{what}, 4 nodes"), "MiB/s", rate(&ms), against.clone(), Aim::None));
+        let ratios = ms.iter().zip(&cp_ms).map(|(ms, cp_ms)| cp_ms / ms.max(1.0)).collect();
+        rows.push(Row::new(format!("{what}, 4 nodes, of cp -a"), "x", ratios, against, Aim::AtLeast(1.0)));
+    }
+    Ok(())
+}
+
+/// `cp -a` on node1, in ms.
+fn copy(cluster: &Cluster, from: &str, to: &str) -> Result<f64> {
+    let said =
+        cluster.sh("node1", &format!("t0=$(date +%s%N); cp -a {from} {to} || exit 1; echo $(($(date +%s%N) - t0))"))?;
+    Ok(said.trim().parse::<f64>()? / 1e6)
+}
+
+fn memory(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
+    let mut samples = [Vec::new(), Vec::new()];
+    let programs = ["burstfsd", "burstfs-node"];
+    // Two jobs on four nodes: eight processes of each kind.
+    for _ in 0..2 {
+        let wait = "touch up; until [ -e go ]; do sleep 0.05; done; rm go up";
+        let args = ["sbatch", "--parsable", "-N4", "-o", "/dev/null", "--burstfs=per_node=100MiB", "--wrap", wait];
+        let output = cluster.login(USER, DIR, &args)?;
+        ensure!(output.status.success(), "sbatch: {}", String::from_utf8_lossy(&output.stderr));
+        let up = cluster.shared(DIR).join("up");
+        burstfs_tests::wait_until("the job to run", burstfs_tests::SOON, || Ok(up.exists()))?;
+        let measured = measure(cluster, &programs, &mut samples);
+        fs::write(cluster.shared(DIR).join("go"), "")?;
+        burstfs_tests::wait_until("an empty queue", burstfs_tests::SOON, || {
+            Ok(cluster.sh("ctl", "squeue -h")?.is_empty())
+        })?;
+        measured?;
+    }
+    for ((program, samples), most) in programs.into_iter().zip(samples).zip([64.0, 8.0]) {
+        let against = format!("{} processes, nothing to do", samples.len());
+        rows.push(Row::new(format!("resident memory of {program}, idle"), "MiB", samples, against, Aim::AtMost(most)));
+    }
+    Ok(())
+}
+
+fn measure(cluster: &Cluster, programs: &[&str], samples: &mut [Vec<f64>]) -> Result<()> {
+    for node in NODES {
+        for (program, samples) in programs.iter().zip(samples.iter_mut()) {
+            let pid = cluster.only_pid(node, program)?;
+            let said = cluster.sh(node, &format!("awk '/^VmRSS/ {{ print $2 }}' /proc/{pid}/status"))?;
+            samples.push(said.trim().parse::<f64>().context("VmRSS")? / 1024.0);
+        }
+    }
+    Ok(())
+}
+
+fn plugin(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
+    let (with, without) = versions(cluster)?;
+    let against = format!("with {:.1} ms, without {:.1} ms", median_of(&with), median_of(&without));
+    rows.push(Row::new(
+        "sbatch --version: added by the plugin",
+        "ms",
+        differences(&with, &without),
+        against,
+        Aim::AtMost(5.0),
+    ));
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    // slurmd asks its plugins once, when it starts: blocks in turn.
+    for _ in 0..3 {
+        for _ in 0..5 {
+            with.push(run(cluster, 1, &[])?);
+        }
+        set_plugin(cluster, false)?;
+        let measured: Result<Vec<Times>> = (0..5).map(|_| run(cluster, 1, &[])).collect();
+        set_plugin(cluster, true)?;
+        without.extend(measured?);
+    }
+    for (what, pick) in [("start", (|times| times.start) as fn(&Times) -> f64), ("end", |times| times.end)] {
+        let (with, without): (Vec<_>, Vec<_>) = (with.iter().map(pick).collect(), without.iter().map(pick).collect());
+        let against = format!("with {:.0} ms, without {:.0} ms", median_of(&with), median_of(&without));
+        let name = format!("{what} of a job without burstfs: added by the plugin");
+        rows.push(Row::new(name, "ms", differences(&with, &without), against, Aim::AtMost(5.0)));
+    }
+    Ok(())
+}
+
+/// Times of `sbatch --version`, in turn, with the cluster's configuration and with one that has no plugins.
+fn versions(cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
+    let script = "sed '/^PlugStackConfig/d' /etc/slurm/slurm.conf > /tmp/slurm.conf; echo PlugStackConfig=/dev/null >> /tmp/slurm.conf\n\
+         cp /etc/slurm/cgroup.conf /tmp/\n\
+         once() { t0=$(date +%s%N); sbatch --version > /dev/null || exit 1; echo $(($(date +%s%N) - t0)); }\n\
+         for i in $(seq 21); do echo \"$(SLURM_CONF=/tmp/slurm.conf once) $(once)\"; done; rm /tmp/slurm.conf /tmp/cgroup.conf";
+    let said = cluster.sh("ctl", script)?;
+    let figures: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    // The first pair reads the programs from the disk.
+    let pairs = figures.chunks_exact(2).skip(1);
+    Ok(pairs.map(|pair| (pair[1] / 1e6, pair[0] / 1e6)).unzip())
+}
+
+fn set_plugin(cluster: &Cluster, is_on: bool) -> Result<()> {
+    let (from, to) = if is_on { ("off", "conf") } else { ("conf", "off") };
+    let dir = "/etc/slurm/plugstack.conf.d";
+    cluster.sh("ctl", &format!("mv {dir}/burstfs.{from} {dir}/burstfs.{to}"))?;
+    for node in NODES {
+        cluster.control(&["slurmd", "restart", node])?;
+    }
+    cluster.control(&["wait-idle"]).map(drop)
+}

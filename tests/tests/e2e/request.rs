@@ -1,0 +1,83 @@
+//! Mistakes in the request: told by sbatch, with their code, before anything is queued.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Result, ensure};
+use burstfs_tests::{Scenario, scenario};
+
+/// sbatch refuses `directives` with 255 and a message that has all of `words`.
+fn refuses(s: &Scenario<'_>, directives: &[&str], words: &[&str]) -> Result<()> {
+    let job = directives.iter().fold(s.job("alice")?.nodes(2), |job, directive| job.burstfs(*directive));
+    let refusal = job.refused()?;
+    ensure!(refusal.status == 255, "{directives:?}: exit status {}: {}", refusal.status, refusal.message);
+    for word in words {
+        ensure!(refusal.message.contains(word), "{directives:?}: no \"{word}\" in:\n{}", refusal.message);
+    }
+    Ok(())
+}
+
+#[test]
+fn mistakes_are_refused_by_sbatch() -> Result<()> {
+    scenario("refused", |s| {
+        refuses(s, &["capcity=4GiB"], &["E102", "did you mean \"capacity\"?", "^^^^^^^"])?;
+        refuses(s, &["capacity=4"], &["E104"])?;
+        refuses(s, &["capacity=4XiB"], &["E104"])?;
+        refuses(s, &["capacity=1GiB capacity=2GiB"], &["E105"])?;
+        refuses(s, &["capacity=100MiB per_node=100MiB"], &["E106"])?;
+        refuses(s, &["capacity=100MiB", "stage_in source=in destination=/in"], &["E107"])?;
+        refuses(s, &["capacity=100MiB", "stage_out source=/../x destination=/pfs/alice/x"], &["E107"])?;
+        refuses(s, &["capacity=100MiB layout=striped"], &["E108"])?;
+        refuses(s, &["no_such_profile"], &["E109"])?;
+        refuses(s, &["stage_out source=/out"], &["E10"])?;
+        refuses(s, &["capacity=\\"], &["E10"])?;
+        refuses(s, &["capacity=100TiB"], &["E113"])?;
+        Ok(())
+    })
+}
+
+#[test]
+fn paths_that_cannot_work_are_refused_by_sbatch() -> Result<()> {
+    scenario("paths", |s| {
+        let dir = s.dir("alice")?;
+        let missing = format!("stage_in source={dir}/missing/ destination=/in");
+        refuses(s, &["capacity=100MiB", &missing], &["E111", "missing"])?;
+        let secret = s.path("bob")?.join("secret");
+        fs::write(&secret, "bob's")?;
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
+        let forbidden = format!("stage_in source={}/secret destination=/in", s.dir("bob")?);
+        refuses(s, &["capacity=100MiB", &forbidden], &["E111"])?;
+        let foreign = format!("stage_out source=/out/ destination={}/out", s.dir("bob")?);
+        refuses(s, &["capacity=100MiB", &foreign], &["E112"])?;
+        refuses(s, &["capacity=100MiB", "stage_out source=/out/ destination=/usr/out"], &["E112"])
+    })
+}
+
+#[test]
+fn the_command_line_overrides_the_script() -> Result<()> {
+    scenario("override", |s| {
+        let job = s.job("alice")?.nodes(1).burstfs("capacity=100MiB").option("--burstfs=200MiB");
+        let job = job.script("echo capacity $BURSTFS_CAPACITY_BYTES").submit()?;
+        job.wait_success(burstfs_tests::SOON)?;
+        ensure!(job.output()?.contains("capacity 209715200"), "{}", job.output()?);
+        let job = s.job("alice")?.nodes(1).burstfs("capacity=100MiB").option("--burstfs=none");
+        let job = job.script("echo \"none [$BURSTFS]\"").submit()?;
+        job.wait_success(burstfs_tests::SOON)?;
+        ensure!(job.output()?.contains("none []"), "{}", job.output()?);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_request_forged_past_sbatch_is_refused_on_the_node() -> Result<()> {
+    scenario("forged", |s| {
+        s.allow("E209");
+        // The environment of sbatch becomes the job's SPANK environment: this is the request without the plugin's check.
+        let forged = r#"--export=ALL,SLURM_SPANK_BURSTFS_SPEC={"version":1}"#;
+        let job = s.job("alice")?.nodes(2).option(forged).script("echo ran").submit()?;
+        let state = job.wait_end(burstfs_tests::SOON)?;
+        // Either nobody takes it for a request, or it is one and is refused: never half a file system.
+        ensure!(state == "COMPLETED" || job.output()?.contains("E209"), "{state}: {}", job.output()?);
+        Ok(())
+    })
+}
