@@ -1,0 +1,261 @@
+//! Memory that bulk data travels in.
+//!
+//! A pool bounds what all of its regions take together and keeps some memory for the next ones, so that a transfer
+//! neither allocates nor faults pages in. Its blocks are powers of two from 4 KiB on: what an RDMA transport registers
+//! once and hands out with its key.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::mem;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+const UNIT_BYTES: usize = 4096;
+
+/// A bounded amount of memory for bulk data. Clones share it.
+#[derive(Clone)]
+pub struct RegionPool(Arc<Inner>);
+
+struct Inner {
+    limit_units: usize,
+    units: Arc<Semaphore>,
+    spare: Mutex<Spare>,
+}
+
+/// Blocks that wait for their next use, by their length.
+#[derive(Default)]
+struct Spare {
+    blocks: HashMap<usize, Vec<Box<[u8]>>>,
+    bytes: usize,
+}
+
+/// A region that the pool could never give.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("a region of {len} bytes from a pool of {limit} bytes")]
+pub struct RegionTooLarge {
+    /// Asked for.
+    pub len: usize,
+    /// All that there is.
+    pub limit: usize,
+}
+
+impl RegionPool {
+    /// A pool whose regions take at most `limit_bytes` together; on top of it at most an eighth as much is kept spare.
+    pub fn new(limit_bytes: usize) -> RegionPool {
+        let limit_units = (limit_bytes / UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let units = Arc::new(Semaphore::new(limit_units));
+        RegionPool(Arc::new(Inner { limit_units, units, spare: Mutex::default() }))
+    }
+
+    /// A region of `len` bytes with anything in it; waits until the pool has so much, in the order of asking.
+    pub async fn region(&self, len: usize) -> Result<Region, RegionTooLarge> {
+        let units = self.units_of(len)?;
+        if units == 0 {
+            return Ok(Region::default());
+        }
+        match self.0.units.clone().acquire_many_owned(units).await {
+            Ok(permit) => Ok(self.fill(len, permit)),
+            // The pool's semaphore is never closed.
+            Err(_) => Err(RegionTooLarge { len, limit: 0 }),
+        }
+    }
+
+    /// As [`RegionPool::region`], but `None` where it would have to wait.
+    pub fn try_region(&self, len: usize) -> Result<Option<Region>, RegionTooLarge> {
+        let units = self.units_of(len)?;
+        if units == 0 {
+            return Ok(Some(Region::default()));
+        }
+        Ok(self.0.units.clone().try_acquire_many_owned(units).ok().map(|permit| self.fill(len, permit)))
+    }
+
+    /// Bytes that regions take now, in whole blocks.
+    pub fn in_use_bytes(&self) -> usize {
+        (self.0.limit_units - self.0.units.available_permits()) * UNIT_BYTES
+    }
+
+    /// Bytes that regions may take together.
+    pub fn limit_bytes(&self) -> usize {
+        self.0.limit_units * UNIT_BYTES
+    }
+
+    fn units_of(&self, len: usize) -> Result<u32, RegionTooLarge> {
+        let units = block_len(len) / UNIT_BYTES;
+        match u32::try_from(units) {
+            Ok(fits) if units <= self.0.limit_units => Ok(fits),
+            _ => Err(RegionTooLarge { len, limit: self.limit_bytes() }),
+        }
+    }
+
+    fn fill(&self, len: usize, permit: OwnedSemaphorePermit) -> Region {
+        let block_len = block_len(len);
+        let spare = self.0.take_spare(block_len);
+        let block = spare.unwrap_or_else(|| vec![0; block_len].into_boxed_slice());
+        Region { block, len, home: Some((self.0.clone(), permit)) }
+    }
+}
+
+/// Bytes of the block that holds a region of `len` bytes.
+fn block_len(len: usize) -> usize {
+    if len == 0 { 0 } else { len.max(UNIT_BYTES).checked_next_power_of_two().unwrap_or(usize::MAX) }
+}
+
+impl Inner {
+    fn take_spare(&self, block_len: usize) -> Option<Box<[u8]>> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let block = spare.blocks.get_mut(&block_len)?.pop()?;
+        spare.bytes -= block_len;
+        Some(block)
+    }
+
+    fn keep(&self, block: Box<[u8]>) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.bytes + block.len() <= self.limit_units * UNIT_BYTES / 8 {
+            spare.bytes += block.len();
+            spare.blocks.entry(block.len()).or_default().push(block);
+        }
+    }
+}
+
+/// Owned memory of a pool; goes back to it when dropped.
+#[derive(Default)]
+pub struct Region {
+    block: Box<[u8]>,
+    len: usize,
+    home: Option<(Arc<Inner>, OwnedSemaphorePermit)>,
+}
+
+impl Region {
+    /// Keeps the first `len` bytes; does nothing where there are fewer.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if let Some((pool, permit)) = self.home.take() {
+            pool.keep(mem::take(&mut self.block));
+            drop(permit);
+        }
+    }
+}
+
+impl Deref for Region {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.block[..self.len]
+    }
+}
+
+impl DerefMut for Region {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.block[..self.len]
+    }
+}
+
+impl AsRef<[u8]> for Region {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} bytes)", self.len)
+    }
+}
+
+impl fmt::Debug for RegionPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegionPool({} of {} bytes)", self.in_use_bytes(), self.limit_bytes())
+    }
+}
+
+/// What a request sends as bulk data; clones share the bytes, so that they can be sent again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    bytes: SourceBytes,
+    crc: Arc<OnceLock<u32>>,
+}
+
+#[derive(Clone, Debug)]
+enum SourceBytes {
+    Region(Arc<Region>),
+    Bytes(Bytes),
+}
+
+impl Source {
+    /// crc32c of the bytes, computed once.
+    pub fn crc(&self) -> u32 {
+        *self.crc.get_or_init(|| crc32c::crc32c(self))
+    }
+
+    /// The region, where the bytes are in one: a transport that needs memory of its pool copies others.
+    pub fn region(&self) -> Option<&Region> {
+        match &self.bytes {
+            SourceBytes::Region(region) => Some(region),
+            SourceBytes::Bytes(_) => None,
+        }
+    }
+}
+
+impl Deref for Source {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.bytes {
+            SourceBytes::Region(region) => region,
+            SourceBytes::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Region> for Source {
+    fn from(region: Region) -> Source {
+        Source { bytes: SourceBytes::Region(Arc::new(region)), crc: Arc::default() }
+    }
+}
+
+impl From<Bytes> for Source {
+    fn from(bytes: Bytes) -> Source {
+        Source { bytes: SourceBytes::Bytes(bytes), crc: Arc::default() }
+    }
+}
+
+impl From<Vec<u8>> for Source {
+    fn from(bytes: Vec<u8>) -> Source {
+        Source::from(Bytes::from(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_gives_what_it_has_and_takes_it_back() {
+        let pool = RegionPool::new(64 << 10);
+        let first = pool.try_region(40_000).unwrap().unwrap();
+        assert_eq!((first.len(), pool.in_use_bytes()), (40_000, 64 << 10));
+        assert!(pool.try_region(1).unwrap().is_none());
+        assert_eq!(pool.try_region(0).unwrap().unwrap().len(), 0);
+        drop(first);
+        assert_eq!(pool.in_use_bytes(), 0);
+        assert_eq!(pool.try_region(70_000).unwrap_err(), RegionTooLarge { len: 70_000, limit: 64 << 10 });
+        assert!(pool.try_region(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn spare_memory_is_bounded() {
+        let pool = RegionPool::new(64 << 10);
+        let regions: Vec<_> = (0..16).map(|_| pool.try_region(4096).unwrap().unwrap()).collect();
+        drop(regions);
+        assert_eq!(pool.0.spare.lock().unwrap().bytes, 8 << 10);
+    }
+}
