@@ -1,0 +1,313 @@
+//! What the operations work on: inodes, entries and orphans, typed, over a transaction.
+//!
+//! Owns the rules that several operations share (entries and the times, counts and cookies of their directory; what
+//! happens to an inode without a name). Owns no lock, no clock and no medium.
+//!
+//! Invariants kept by every method that writes: those that `crate::check` numbers.
+//!
+//! Failure: an [`OpError`]; the transaction must then be dropped, it may hold half of an operation.
+
+use burstfs_proto::mds::PeerMakeDir;
+use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, MdtIndex, Name, Timestamp};
+
+use crate::record::{Body, CookieEntry, Dentry, Inode, decode, encode, key};
+use crate::store::{StoreError, Transaction};
+
+/// Why an operation did not finish.
+#[derive(Debug)]
+pub(crate) enum OpError {
+    /// The caller's error.
+    Errno(Errno),
+    /// The store's.
+    Store(StoreError),
+    /// It can go on when another MDT has done this.
+    NeedsPeer(PeerWork),
+}
+
+impl From<Errno> for OpError {
+    fn from(errno: Errno) -> OpError {
+        OpError::Errno(errno)
+    }
+}
+
+impl From<StoreError> for OpError {
+    fn from(error: StoreError) -> OpError {
+        OpError::Store(error)
+    }
+}
+
+/// What another MDT must do first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum PeerWork {
+    /// Make the inode of a new directory.
+    Make(MdtIndex, PeerMakeDir),
+    /// Remove the inode of an empty one.
+    Remove(Ino),
+}
+
+/// What another MDT has done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum PeerDone {
+    /// This directory is there, without a name.
+    Made(Attr),
+    /// This directory is gone.
+    Removed(Ino),
+}
+
+/// Who has files open.
+pub(crate) trait OpenFiles {
+    /// Opens of `ino` that are registered.
+    fn registered(&self, ino: Ino) -> u32;
+
+    /// Whether somebody may have `ino` open whose registration a restart has lost.
+    fn is_unknown(&self, ino: Ino) -> bool;
+}
+
+/// What a committed operation means for the state that is not in the store.
+#[derive(Default, Debug)]
+pub(crate) struct Effects {
+    /// Inodes made minus inodes removed.
+    pub(crate) inodes: i64,
+    /// Files whose objects are to be destroyed.
+    pub(crate) destroyed: Vec<Ino>,
+    /// The caller opened this file.
+    pub(crate) opened: Option<Ino>,
+    /// The caller closed this file.
+    pub(crate) closed: Option<Ino>,
+}
+
+/// A directory that was read, to be changed and saved.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) ino: Ino,
+    pub(crate) inode: Inode,
+    pub(crate) parent: Ino,
+    pub(crate) next_cookie: u64,
+    pub(crate) entries: u64,
+}
+
+impl Directory {
+    fn new(ino: Ino, inode: Inode) -> Result<Directory, Errno> {
+        let Body::Directory { parent, next_cookie, entries } = inode.body else { return Err(Errno::ENOTDIR) };
+        Ok(Directory { ino, inode, parent, next_cookie, entries })
+    }
+
+    /// The group of what is made in it.
+    pub(crate) fn group_for(&self, gid: u32) -> u32 {
+        if self.inode.mode & S_ISGID != 0 { self.inode.gid } else { gid }
+    }
+}
+
+pub(crate) const S_ISUID: u16 = 0o4000;
+pub(crate) const S_ISGID: u16 = 0o2000;
+pub(crate) const S_IXGRP: u16 = 0o010;
+
+/// The namespace as one operation sees it.
+pub(crate) struct Namespace<'t> {
+    tx: &'t mut dyn Transaction,
+    opens: &'t dyn OpenFiles,
+    /// This MDT.
+    pub(crate) mdt: MdtIndex,
+    /// How many MDTs there are.
+    pub(crate) mdts: u16,
+    /// The time of the operation.
+    pub(crate) now: Timestamp,
+    /// The number for an inode that the operation may make.
+    pub(crate) fresh: Option<Ino>,
+    /// The caller's registered opens of the inode that a close is about.
+    pub(crate) caller_opens: u32,
+    /// What another MDT has done for the operation.
+    pub(crate) peer: Option<PeerDone>,
+    pub(crate) effects: Effects,
+}
+
+impl<'t> Namespace<'t> {
+    pub(crate) fn new(
+        tx: &'t mut dyn Transaction,
+        opens: &'t dyn OpenFiles,
+        (mdt, mdts): (MdtIndex, u16),
+        now: Timestamp,
+    ) -> Namespace<'t> {
+        Namespace { tx, opens, mdt, mdts, now, fresh: None, caller_opens: 0, peer: None, effects: Effects::default() }
+    }
+
+    /// The inode `ino`; `None` when it is not there.
+    pub(crate) fn inode(&mut self, ino: Ino) -> Result<Option<Inode>, OpError> {
+        let key = key::inode(ino);
+        let value = self.tx.get(&key)?;
+        Ok(value.map(|value| decode(&key, &value)).transpose()?)
+    }
+
+    /// The inode `ino` that the caller has by its number. ESTALE, not ENOENT, when it is gone: the kernel then looks the
+    /// path up again and finds what has taken its place.
+    pub(crate) fn existing(&mut self, ino: Ino) -> Result<Inode, OpError> {
+        Ok(self.inode(ino)?.ok_or(Errno::ESTALE)?)
+    }
+
+    pub(crate) fn put_inode(&mut self, ino: Ino, inode: &Inode) {
+        self.tx.put(key::inode(ino), encode(inode));
+    }
+
+    /// Takes the fresh number for `inode` and saves it.
+    pub(crate) fn make_inode(&mut self, inode: &Inode) -> Result<Ino, OpError> {
+        // The driver provides a number for each operation that can get here; without one the MDT has none left.
+        let ino = self.fresh.take().ok_or(Errno::ENOSPC)?;
+        self.put_inode(ino, inode);
+        self.effects.inodes += 1;
+        Ok(ino)
+    }
+
+    /// The directory `ino`. ENOENT when it was removed: nothing is found or made in it any more.
+    pub(crate) fn directory(&mut self, ino: Ino) -> Result<Directory, OpError> {
+        let inode = self.inode(ino)?.ok_or(Errno::ENOENT)?;
+        Ok(Directory::new(ino, inode)?)
+    }
+
+    pub(crate) fn save_directory(&mut self, mut directory: Directory) {
+        directory.inode.body = Body::Directory {
+            parent: directory.parent,
+            next_cookie: directory.next_cookie,
+            entries: directory.entries,
+        };
+        self.put_inode(directory.ino, &directory.inode);
+    }
+
+    /// The entry `name` of the directory `parent`.
+    pub(crate) fn dentry(&mut self, parent: Ino, name: &Name) -> Result<Option<Dentry>, OpError> {
+        let key = key::dentry(parent, name);
+        let value = self.tx.get(&key)?;
+        Ok(value.map(|value| decode(&key, &value)).transpose()?)
+    }
+
+    /// Writes an entry under the cookie that it has.
+    pub(crate) fn put_dentry(&mut self, parent: Ino, name: &Name, dentry: Dentry) {
+        self.tx.put(key::dentry(parent, name), encode(&dentry));
+        let by_cookie = CookieEntry { name: name.clone(), ino: dentry.ino, kind: dentry.kind };
+        self.tx.put(key::cookie(parent, dentry.cookie), encode(&by_cookie));
+    }
+
+    /// Adds an entry at the end of `directory`.
+    pub(crate) fn add_entry(&mut self, directory: &mut Directory, name: &Name, ino: Ino, kind: FileKind) {
+        let dentry = Dentry { ino, kind, cookie: directory.next_cookie };
+        directory.next_cookie += 1;
+        directory.entries += 1;
+        if kind == FileKind::Directory {
+            directory.inode.nlink += 1;
+        }
+        self.touch(directory);
+        self.put_dentry(directory.ino, name, dentry);
+    }
+
+    /// Takes an entry out of `directory`.
+    pub(crate) fn remove_entry(&mut self, directory: &mut Directory, name: &Name, dentry: Dentry) {
+        directory.entries -= 1;
+        if dentry.kind == FileKind::Directory {
+            directory.inode.nlink -= 1;
+        }
+        self.touch(directory);
+        self.tx.delete(key::dentry(directory.ino, name));
+        self.tx.delete(key::cookie(directory.ino, dentry.cookie));
+    }
+
+    /// The times of a directory whose entries changed.
+    pub(crate) fn touch(&self, directory: &mut Directory) {
+        directory.inode.mtime = self.now;
+        directory.inode.ctime = self.now;
+    }
+
+    /// Takes one name from what is no directory. Without any it becomes an orphan while somebody has it open, else it goes.
+    pub(crate) fn drop_name(&mut self, ino: Ino) -> Result<(), OpError> {
+        // An entry without its inode breaks invariant 1; removing the entry is what heals it.
+        let Some(mut inode) = self.inode(ino)? else { return Ok(()) };
+        inode.nlink = inode.nlink.saturating_sub(1);
+        inode.ctime = self.now;
+        if inode.nlink > 0 {
+            self.put_inode(ino, &inode);
+        } else if self.is_open(ino) {
+            self.put_inode(ino, &inode);
+            self.tx.put(key::orphan(ino), Vec::new());
+        } else {
+            self.remove_inode(ino, inode)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an empty directory's inode.
+    pub(crate) fn remove_directory(&mut self, directory: Directory) -> Result<(), OpError> {
+        if directory.entries > 0 {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        self.remove_inode(directory.ino, directory.inode)
+    }
+
+    /// Removes the inode `ino` if it is an orphan that nobody has open; `closing` opens are about to go.
+    pub(crate) fn release_orphan(&mut self, ino: Ino, closing: u32) -> Result<(), OpError> {
+        let is_open = self.opens.registered(ino) > closing || self.opens.is_unknown(ino);
+        if is_open || self.tx.get(&key::orphan(ino))?.is_none() {
+            return Ok(());
+        }
+        self.tx.delete(key::orphan(ino));
+        match self.inode(ino)? {
+            Some(inode) => self.remove_inode(ino, inode),
+            None => Ok(()),
+        }
+    }
+
+    fn is_open(&self, ino: Ino) -> bool {
+        self.opens.registered(ino) > 0 || self.opens.is_unknown(ino)
+    }
+
+    fn remove_inode(&mut self, ino: Ino, inode: Inode) -> Result<(), OpError> {
+        self.tx.delete(key::inode(ino));
+        self.effects.inodes -= 1;
+        if inode.xattrs > 0 {
+            for name in self.xattr_names(ino)? {
+                self.remove_xattr(ino, &name);
+            }
+        }
+        if let Body::Regular { layout } = inode.body {
+            self.put_destroy(ino, &layout);
+        }
+        Ok(())
+    }
+
+    fn put_destroy(&mut self, ino: Ino, layout: &Layout) {
+        self.tx.put(key::destroy(ino), encode(layout));
+        self.effects.destroyed.push(ino);
+    }
+
+    /// The entries of `directory` behind `cookie`, at most `limit`.
+    pub(crate) fn entries_behind(
+        &mut self,
+        directory: Ino,
+        cookie: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, CookieEntry)>, OpError> {
+        let Some(first) = cookie.checked_add(1) else { return Ok(Vec::new()) };
+        let until = key::after(&key::cookie(directory, 0)[..9]);
+        let pairs = self.tx.scan(&key::cookie(directory, first), &until, limit)?;
+        let decoded = pairs.iter().map(|(key, value)| {
+            let cookie = key::number_at(key, 9).unwrap_or_default();
+            Ok((cookie, decode(key, value)?))
+        });
+        decoded.collect()
+    }
+
+    pub(crate) fn xattr(&mut self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>, OpError> {
+        Ok(self.tx.get(&key::xattr(ino, name))?)
+    }
+
+    pub(crate) fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Vec<u8>) {
+        self.tx.put(key::xattr(ino, name), value);
+    }
+
+    pub(crate) fn remove_xattr(&mut self, ino: Ino, name: &[u8]) {
+        self.tx.delete(key::xattr(ino, name));
+    }
+
+    pub(crate) fn xattr_names(&mut self, ino: Ino) -> Result<Vec<Vec<u8>>, OpError> {
+        let from = key::xattr(ino, &[]);
+        let pairs = self.tx.scan(&from, &key::after(&from), usize::MAX)?;
+        Ok(pairs.into_iter().map(|(key, _)| key[from.len()..].to_vec()).collect())
+    }
+}

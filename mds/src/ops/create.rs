@@ -1,0 +1,47 @@
+//! Makes a regular file, or finds it, and opens it.
+
+use burstfs_proto::mds::{Create, Created};
+use burstfs_types::{Errno, FileKind, Layout};
+
+use crate::namespace::{Directory, Namespace, OpError};
+use crate::record::{Body, Dentry, Inode};
+
+pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created, OpError> {
+    let mut parent = ns.directory(request.parent)?;
+    if let Some(dentry) = ns.dentry(request.parent, &request.name)? {
+        return open_existing(ns, request, dentry);
+    }
+    let inode = regular(ns, &parent, request.mode, (request.uid, request.gid), request.layout.clone());
+    let ino = ns.make_inode(&inode)?;
+    ns.add_entry(&mut parent, &request.name, ino, FileKind::Regular);
+    ns.save_directory(parent);
+    ns.effects.opened = Some(ino);
+    Ok(Created { attr: inode.attr(ino), is_new: true })
+}
+
+/// A new regular file's inode.
+pub(super) fn regular(
+    ns: &Namespace<'_>,
+    parent: &Directory,
+    mode: u16,
+    (uid, gid): (u32, u32),
+    layout: Layout,
+) -> Inode {
+    Inode::new(mode, uid, parent.group_for(gid), Body::Regular { layout }, ns.now)
+}
+
+fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Result<Created, OpError> {
+    if request.exclusive {
+        return Err(Errno::EEXIST.into());
+    }
+    match dentry.kind {
+        FileKind::Regular => {}
+        FileKind::Directory => return Err(Errno::EISDIR.into()),
+        // The kernel believed that the name was free, or it would have followed or opened this itself: ESTALE makes it
+        // look again.
+        FileKind::Symlink | FileKind::Fifo | FileKind::Socket => return Err(Errno::ESTALE.into()),
+    }
+    let inode = ns.existing(dentry.ino)?;
+    ns.effects.opened = Some(dentry.ino);
+    Ok(Created { attr: inode.attr(dentry.ino), is_new: false })
+}

@@ -1,0 +1,30 @@
+//! Makes a named pipe, a socket's name, or a regular file without opening it.
+
+use burstfs_proto::mds::Mknod;
+use burstfs_types::{Attr, Errno, FileKind};
+
+use super::create::regular;
+use crate::namespace::{Namespace, OpError};
+use crate::record::{Body, Inode};
+
+pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpError> {
+    let mut parent = ns.directory(request.parent)?;
+    if ns.dentry(request.parent, &request.name)?.is_some() {
+        return Err(Errno::EEXIST.into());
+    }
+    let owner = (request.uid, request.gid);
+    let special = |body| Inode::new(request.mode, owner.0, parent.group_for(owner.1), body, ns.now);
+    let inode = match request.kind {
+        FileKind::Fifo => special(Body::Fifo),
+        FileKind::Socket => special(Body::Socket),
+        FileKind::Regular => {
+            let layout = request.layout.clone().ok_or(Errno::EINVAL)?;
+            regular(ns, &parent, request.mode, owner, layout)
+        }
+        FileKind::Directory | FileKind::Symlink => return Err(Errno::EPERM.into()),
+    };
+    let ino = ns.make_inode(&inode)?;
+    ns.add_entry(&mut parent, &request.name, ino, request.kind);
+    ns.save_directory(parent);
+    Ok(inode.attr(ino))
+}

@@ -1,0 +1,20 @@
+//! Removes an extended attribute.
+
+use burstfs_proto::mds::RemoveXattr;
+use burstfs_types::Errno;
+
+use super::xattr_name;
+use crate::namespace::{Namespace, OpError};
+
+pub(crate) fn remove_xattr(ns: &mut Namespace<'_>, request: &RemoveXattr) -> Result<(), OpError> {
+    xattr_name::check(&request.name)?;
+    let mut inode = ns.existing(request.ino)?;
+    if inode.xattrs == 0 || ns.xattr(request.ino, &request.name)?.is_none() {
+        return Err(Errno::ENODATA.into());
+    }
+    inode.xattrs -= 1;
+    inode.ctime = ns.now;
+    ns.put_inode(request.ino, &inode);
+    ns.remove_xattr(request.ino, &request.name);
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Renames within this MDT.
+//!
+//! A directory keeps its parent: then no rename can make a cycle, and no other MDT's inode has to change.
+//!
+//! Cookies belong to names. A replaced name keeps its own, so that a listing in progress shows it once; a new name comes
+//! last, so that a listing in progress shows the file at least once.
+
+use burstfs_proto::mds::{Rename, RenameMode};
+use burstfs_types::{Errno, FileKind, Ino};
+
+use super::{rmdir, same_mdt};
+use crate::namespace::{Directory, Namespace, OpError};
+use crate::record::Dentry;
+
+pub(crate) fn rename(ns: &mut Namespace<'_>, request: &Rename) -> Result<(), OpError> {
+    same_mdt(request.new_parent, ns.mdt)?;
+    let mut parents = Parents::read(ns, request)?;
+    let source = ns.dentry(request.parent, &request.name)?.ok_or(Errno::ENOENT)?;
+    let target = ns.dentry(request.new_parent, &request.new_name)?;
+    let moves_directory = parents.other.is_some() && source.kind == FileKind::Directory;
+    match (request.mode, target) {
+        (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
+        (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
+        // Two names of one inode, or one name: nothing to do (`rename(2)`).
+        (_, Some(target)) if target.ino == source.ino => return Ok(()),
+        (RenameMode::Exchange, Some(target)) => {
+            if moves_directory || parents.other.is_some() && target.kind == FileKind::Directory {
+                return Err(Errno::EXDEV.into());
+            }
+            exchange(ns, &mut parents, request, (source, target))?;
+        }
+        (_, Some(target)) => {
+            check_replaceable(source.kind, target.kind)?;
+            if moves_directory {
+                return Err(Errno::EXDEV.into());
+            }
+            replace(ns, &mut parents, request, (source, target))?;
+        }
+        (_, None) if moves_directory => return Err(Errno::EXDEV.into()),
+        (_, None) => {
+            ns.remove_entry(&mut parents.old, &request.name, source);
+            ns.add_entry(parents.target(), &request.new_name, source.ino, source.kind);
+        }
+    }
+    parents.save(ns);
+    touch_inode(ns, source.ino)
+}
+
+/// The two directories, which may be one.
+struct Parents {
+    old: Directory,
+    other: Option<Directory>,
+}
+
+impl Parents {
+    fn read(ns: &mut Namespace<'_>, request: &Rename) -> Result<Parents, OpError> {
+        let old = ns.directory(request.parent)?;
+        let is_one = request.parent == request.new_parent;
+        let other = if is_one { None } else { Some(ns.directory(request.new_parent)?) };
+        Ok(Parents { old, other })
+    }
+
+    fn target(&mut self) -> &mut Directory {
+        self.other.as_mut().unwrap_or(&mut self.old)
+    }
+
+    fn save(self, ns: &mut Namespace<'_>) {
+        ns.save_directory(self.old);
+        if let Some(other) = self.other {
+            ns.save_directory(other);
+        }
+    }
+}
+
+fn check_replaceable(source: FileKind, target: FileKind) -> Result<(), Errno> {
+    match (source == FileKind::Directory, target == FileKind::Directory) {
+        (true, false) => Err(Errno::ENOTDIR),
+        (false, true) => Err(Errno::EISDIR),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
+fn replace(
+    ns: &mut Namespace<'_>,
+    parents: &mut Parents,
+    request: &Rename,
+    (source, target): (Dentry, Dentry),
+) -> Result<(), OpError> {
+    if target.kind == FileKind::Directory {
+        rmdir::remove_inode(ns, target.ino)?;
+    } else {
+        ns.drop_name(target.ino)?;
+    }
+    // Takes the source's directory from the parent's nlink, which is right as the target's is replaced by it.
+    ns.remove_entry(&mut parents.old, &request.name, source);
+    ns.touch(parents.target());
+    ns.put_dentry(request.new_parent, &request.new_name, Dentry { cookie: target.cookie, ..source });
+    Ok(())
+}
+
+fn exchange(
+    ns: &mut Namespace<'_>,
+    parents: &mut Parents,
+    request: &Rename,
+    (source, target): (Dentry, Dentry),
+) -> Result<(), OpError> {
+    ns.touch(&mut parents.old);
+    ns.touch(parents.target());
+    ns.put_dentry(request.parent, &request.name, Dentry { cookie: source.cookie, ..target });
+    ns.put_dentry(request.new_parent, &request.new_name, Dentry { cookie: target.cookie, ..source });
+    touch_inode(ns, target.ino)
+}
+
+/// A renamed inode's ctime; that of a directory on another MDT stays, which POSIX allows.
+fn touch_inode(ns: &mut Namespace<'_>, ino: Ino) -> Result<(), OpError> {
+    if ino.mdt() == ns.mdt
+        && let Some(mut inode) = ns.inode(ino)?
+    {
+        inode.ctime = ns.now;
+        ns.put_inode(ino, &inode);
+    }
+    Ok(())
+}

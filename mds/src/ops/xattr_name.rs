@@ -1,0 +1,19 @@
+//! Which extended attributes there can be.
+
+use burstfs_types::{Errno, FileKind, limits};
+
+/// Checks a name as `xattr(7)` has it. ACLs (`system.`) are refused, so that nobody believes that they are in force.
+pub(super) fn check(name: &[u8]) -> Result<(), Errno> {
+    if name.is_empty() || name.len() > limits::XATTR_NAME_MAX_BYTES {
+        return Err(Errno::ERANGE);
+    }
+    let prefixes: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    let rest = prefixes.iter().find_map(|prefix| name.strip_prefix(*prefix)).ok_or(Errno::EOPNOTSUPP)?;
+    if rest.is_empty() || rest.contains(&0) { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// `user.` attributes are for what has contents of the user's.
+pub(super) fn check_kind(name: &[u8], kind: FileKind) -> Result<(), Errno> {
+    let has_contents = matches!(kind, FileKind::Regular | FileKind::Directory);
+    if has_contents || !name.starts_with(b"user.") { Ok(()) } else { Err(Errno::EPERM) }
+}

@@ -1,0 +1,237 @@
+//! The records of an MDT: keys, values and their codec.
+//!
+//! Owns the format. It lives as long as the instance, and all its processes are of one build: it has no version.
+//!
+//! | key | value | what |
+//! |---|---|---|
+//! | `I` ino | [`Inode`] | an inode of this MDT |
+//! | `D` directory, name | [`Dentry`] | an entry |
+//! | `C` directory, cookie | [`CookieEntry`] | the same entry in the listing's order |
+//! | `X` ino, name | bytes | an extended attribute |
+//! | `O` ino | nothing | an orphan: no name left, kept for those who have it open |
+//! | `P` ino | [`Layout`] | a file that is gone, its objects not yet |
+//! | `L` node | incarnation | the client that was last seen on a node |
+//! | `R` node, slot | [`StoredReply`] | the reply cache |
+//! | `N` | counter | no inode number from here on was ever given out |
+//!
+//! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
+
+use burstfs_types::{Attr, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::store::StoreError;
+
+/// What `stat` shows as a directory's size: it has no better meaning here than one block of common file systems.
+const DIRECTORY_SIZE: u64 = 4096;
+/// The cookie of a directory's first entry: 1 and 2 are the client's `.` and `..`.
+pub(crate) const FIRST_COOKIE: u64 = 3;
+
+/// An inode.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Inode {
+    pub(crate) mode: u16,
+    pub(crate) nlink: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) atime: Timestamp,
+    pub(crate) mtime: Timestamp,
+    pub(crate) ctime: Timestamp,
+    /// How many `X` records there are: most inodes have none, and need not be asked.
+    pub(crate) xattrs: u32,
+    pub(crate) body: Body,
+}
+
+/// What differs between kinds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Body {
+    Regular { layout: Layout },
+    Directory { parent: Ino, next_cookie: u64, entries: u64 },
+    Symlink { target: Vec<u8> },
+    Fifo,
+    Socket,
+}
+
+impl Inode {
+    /// A new inode: one name, or two for a directory (`.` counts), all times `now`.
+    pub(crate) fn new(mode: u16, uid: u32, gid: u32, body: Body, now: Timestamp) -> Inode {
+        let nlink = if matches!(body, Body::Directory { .. }) { 2 } else { 1 };
+        let mode = mode & 0o7777;
+        Inode { mode, nlink, uid, gid, atime: now, mtime: now, ctime: now, xattrs: 0, body }
+    }
+
+    pub(crate) fn directory(parent: Ino) -> Body {
+        Body::Directory { parent, next_cookie: FIRST_COOKIE, entries: 0 }
+    }
+
+    pub(crate) fn kind(&self) -> FileKind {
+        match &self.body {
+            Body::Regular { .. } => FileKind::Regular,
+            Body::Directory { .. } => FileKind::Directory,
+            Body::Symlink { .. } => FileKind::Symlink,
+            Body::Fifo => FileKind::Fifo,
+            Body::Socket => FileKind::Socket,
+        }
+    }
+
+    pub(crate) fn attr(&self, ino: Ino) -> Attr {
+        let (size, layout) = match &self.body {
+            Body::Regular { layout } => (0, Some(layout.clone())),
+            Body::Directory { .. } => (DIRECTORY_SIZE, None),
+            Body::Symlink { target } => (target.len() as u64, None),
+            Body::Fifo | Body::Socket => (0, None),
+        };
+        Attr {
+            ino,
+            kind: self.kind(),
+            mode: self.mode,
+            nlink: self.nlink,
+            uid: self.uid,
+            gid: self.gid,
+            size,
+            blocks: 0,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            layout,
+        }
+    }
+}
+
+/// An entry of a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Dentry {
+    pub(crate) ino: Ino,
+    pub(crate) kind: FileKind,
+    pub(crate) cookie: u64,
+}
+
+/// An entry of a directory, found by its cookie.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct CookieEntry {
+    pub(crate) name: Name,
+    pub(crate) ino: Ino,
+    pub(crate) kind: FileKind,
+}
+
+/// A reply that may be asked for again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct StoredReply {
+    pub(crate) incarnation: u64,
+    pub(crate) xid: Xid,
+    pub(crate) opcode: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The keys. `all_of` gives the range of a table or of a part of it.
+pub(crate) mod key {
+    use super::{Ino, Name, NodeIndex};
+
+    pub(crate) const INODE: u8 = b'I';
+    pub(crate) const DENTRY: u8 = b'D';
+    pub(crate) const COOKIE: u8 = b'C';
+    pub(crate) const XATTR: u8 = b'X';
+    pub(crate) const ORPHAN: u8 = b'O';
+    pub(crate) const DESTROY: u8 = b'P';
+    pub(crate) const CLIENT: u8 = b'L';
+    pub(crate) const REPLY: u8 = b'R';
+    pub(crate) const INO_LIMIT: &[u8] = b"N";
+
+    fn with(table: u8, ino: Ino, rest: &[u8]) -> Vec<u8> {
+        let mut key = Vec::with_capacity(9 + rest.len());
+        key.push(table);
+        key.extend_from_slice(&ino.get().to_be_bytes());
+        key.extend_from_slice(rest);
+        key
+    }
+
+    pub(crate) fn inode(ino: Ino) -> Vec<u8> {
+        with(INODE, ino, &[])
+    }
+
+    pub(crate) fn dentry(parent: Ino, name: &Name) -> Vec<u8> {
+        with(DENTRY, parent, name.as_bytes())
+    }
+
+    pub(crate) fn cookie(parent: Ino, cookie: u64) -> Vec<u8> {
+        with(COOKIE, parent, &cookie.to_be_bytes())
+    }
+
+    pub(crate) fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
+        with(XATTR, ino, name)
+    }
+
+    pub(crate) fn orphan(ino: Ino) -> Vec<u8> {
+        with(ORPHAN, ino, &[])
+    }
+
+    pub(crate) fn destroy(ino: Ino) -> Vec<u8> {
+        with(DESTROY, ino, &[])
+    }
+
+    pub(crate) fn client(node: NodeIndex) -> Vec<u8> {
+        [&[CLIENT], &node.get().to_be_bytes()[..]].concat()
+    }
+
+    pub(crate) fn reply(node: NodeIndex, slot: u32) -> Vec<u8> {
+        [&[REPLY], &node.get().to_be_bytes()[..], &slot.to_be_bytes()[..]].concat()
+    }
+
+    /// The inode number in a key of one of the tables that have it first; `None` for a key that is too short.
+    pub(crate) fn ino_of(key: &[u8]) -> Option<Ino> {
+        Ino::from_raw(number_at(key, 1)?)
+    }
+
+    /// The big-endian number at `at`.
+    pub(crate) fn number_at(key: &[u8], at: usize) -> Option<u64> {
+        let bytes = key.get(at..at + 8)?;
+        Some(u64::from_be_bytes(bytes.try_into().ok()?))
+    }
+
+    /// The end of the keys that begin with `prefix`: `prefix` itself is their beginning.
+    pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
+        let mut end = prefix.to_vec();
+        while let Some(last) = end.pop() {
+            if last < 0xff {
+                end.push(last + 1);
+                return end;
+            }
+        }
+        // Only for a prefix of nothing but 0xff, which no table has.
+        vec![0xff; prefix.len() + 1]
+    }
+}
+
+/// Encodes a value.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // A `Vec` has no end and the records have no serializer that fails: an error here is a bug of this module.
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+/// Decodes the value of `key`.
+pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, StoreError> {
+    postcard::from_bytes(value).map_err(|source| StoreError::Corrupt { key: key.escape_ascii().to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_behind_all_its_keys() {
+        assert_eq!(key::after(b"Ia"), b"Ib");
+        assert_eq!(key::after(&[b'I', 0xff]), [b'J']);
+        let parent = Ino::from_raw(0xff).unwrap();
+        let last = key::cookie(parent, u64::MAX);
+        let prefix = &last[..9];
+        assert!(last < key::after(prefix));
+        assert!(key::cookie(Ino::from_raw(0x100).unwrap(), 0) >= key::after(prefix));
+    }
+
+    #[test]
+    fn a_record_that_is_cut_is_corrupt() {
+        let bytes = encode(&Dentry { ino: Ino::ROOT, kind: FileKind::Fifo, cookie: 3 });
+        assert!(decode::<Dentry>(b"D", &bytes).is_ok());
+        assert!(matches!(decode::<Dentry>(b"D", &bytes[..1]), Err(StoreError::Corrupt { .. })));
+    }
+}
