@@ -14,6 +14,8 @@
 //! 1. An object's bytes live in its file and nowhere else: the page cache is the only cache.
 //! 2. The space counter is the sum of what is charged for each object, plus reservations of operations under way. What is
 //!    charged for an object is what the device had allocated for it when an operation on it last ended; holes cost nothing.
+//!    What the file system adds on its own later (ext4: blocks for the extents of a file in many pieces, made when the
+//!    kernel writes it back) is charged with the next operation, or with the next opening.
 //! 3. An operation that allocates reserves first, for each block that it touches and that has none. So the share is never
 //!    exceeded by more than the file system's own metadata of the objects.
 //! 4. A write is acknowledged when all its bytes are in the object, or refused; an append is all or nothing.

@@ -161,6 +161,8 @@ impl Ost {
         self.change(|| {
             let Some(object) = self.store.get(request.object)? else { return Ok(()) };
             let done = if request.data_only { fdatasync(&object.file) } else { fsync(&object.file) };
+            // Writing back gives delayed blocks their places, and a file in many pieces blocks for its extents too.
+            object.settle(&self.store.space, None)?;
             done.map_err(errno)?;
             self.store.sync_name(request.object)
         })

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use burstfs_proto::oss::AllocateMode;
+use burstfs_proto::oss::{AllocateMode, Sync};
 use burstfs_types::{Errno, ObjectId};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::support::{allocate, append, caller, glimpse, object, open, read, remove, statfs, truncate, write};
+use crate::support::{allocate, append, call, caller, glimpse, object, open, read, remove, statfs, truncate, write};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -75,6 +75,18 @@ fn holes_cost_nothing_and_a_restart_counts_the_same() {
     drop(ost);
     let after = statfs(&open(directory.path(), MIB));
     assert_eq!((after.used, after.objects), (before.used, 50));
+}
+
+/// Delayed blocks get their places when they are written back, and six extents do not fit in ext4's inode.
+#[test]
+fn what_a_sync_allocates_is_charged() {
+    let directory = tempfile::tempdir().unwrap();
+    let ost = open(directory.path(), MIB);
+    for n in 0..6 {
+        write(&ost, object(1), n * 32 * KIB, b"x").unwrap();
+    }
+    call(&ost, Sync { object: object(1), data_only: true }).unwrap();
+    assert_eq!(statfs(&ost).used, glimpse(&ost, object(1)).unwrap().blocks * 512);
 }
 
 #[test]

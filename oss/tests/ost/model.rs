@@ -170,7 +170,9 @@ fn check(ost: &Ost, model: &Model) {
         assert!(read_with(ost, id, 0, Memory::sink(bytes.len() + 10, true)).unwrap() == bytes, "{id}");
     }
     let statfs = statfs(ost);
-    assert_eq!((statfs.objects, statfs.used), (model.objects.len() as u64, used));
+    assert_eq!(statfs.objects, model.objects.len() as u64);
+    // The kernel may have written an object back since the last operation on it, and made a block for its extents.
+    assert!(used.abs_diff(statfs.used) <= model.objects.len() as u64 * 4096, "{used} {statfs:?}");
 }
 
 proptest! {
