@@ -231,16 +231,24 @@ impl Template {
         Ok(bound)
     }
 
+    fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
+        self.0.iter().filter_map(|segment| match segment {
+            Segment::Variable(variable) => Some(*variable),
+            Segment::Literal(_) => None,
+        })
+    }
+
     fn resolved(&self) -> Result<&str, Variable> {
         match self.0.as_slice() {
             [Segment::Literal(text)] => Ok(text),
-            segments => {
-                let variable = segments.iter().find_map(|segment| match segment {
-                    Segment::Variable(variable) => Some(*variable),
-                    Segment::Literal(_) => None,
-                });
-                variable.map_or(Ok("/"), Err)
-            }
+            _ => self.variables().next().map_or(Ok("/"), Err),
+        }
+    }
+
+    fn known_directory(&self) -> Option<&str> {
+        match self.0.first()? {
+            Segment::Literal(text) => text.rfind('/').map(|end| &text[..=end]),
+            Segment::Variable(_) => None,
         }
     }
 
@@ -366,6 +374,16 @@ macro_rules! paths {
                 })
             }
 
+            /// The variables that have not been replaced.
+            pub fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
+                self.0.variables()
+            }
+
+            /// The directories of the path as far as no variable decides: for `/lus/me/run-%j/x` it is `/lus/me/`.
+            pub fn known_directory(&self) -> Option<&str> {
+                self.0.known_directory()
+            }
+
             /// Ends with `/`: as a source, its contents; as a destination, a directory.
             pub fn ends_with_slash(&self) -> bool {
                 self.0.ends_with_slash()
@@ -449,6 +467,9 @@ mod tests {
         assert!(bound.resolved().unwrap_err().message.contains("%a has no value"));
         let all = Values { array_task_id: Some("7".to_owned()), ..values() };
         assert_eq!(path.bind(&all).unwrap().resolved(), Ok("/home/alice/run-42/my job%/7"));
+        assert_eq!(path.known_directory(), None);
+        assert_eq!(bound.known_directory(), Some("/home/alice/run-42/my job%/"));
+        assert_eq!(bound.variables().collect::<Vec<_>>(), [Variable::ArrayTaskId]);
     }
 
     #[test]

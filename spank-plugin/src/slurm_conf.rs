@@ -1,0 +1,139 @@
+//! The few keys of `slurm.conf` that burstfs depends on, read from the file: asking slurmctld would make slurmd's start
+//! and every prolog wait for it.
+
+use std::path::{Path, PathBuf};
+
+use burstfs_types::{Code, Failure};
+
+/// Where Slurm keeps its configuration when no variable says so: that of a configless node, then Debian's.
+const PLACES: [&str; 3] = ["/run/slurm/conf/slurm.conf", "/etc/slurm/slurm.conf", "/usr/local/etc/slurm.conf"];
+
+/// As deep as files can include one another.
+const DEPTH_MAX: usize = 8;
+
+/// The release in which DeferBatch came to imply Alloc: 26.05.
+const DEFER_IMPLIES_ALLOC: u32 = 0x1a_05_00;
+
+/// What was found. A key that is set nowhere is `None`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct SlurmConf {
+    pub(crate) prolog_flags: Option<String>,
+    pub(crate) cluster_name: Option<String>,
+}
+
+/// The file that this process's Slurm uses.
+pub(crate) fn path() -> Option<PathBuf> {
+    match std::env::var_os("SLURM_CONF") {
+        Some(path) => Some(path.into()),
+        None => PLACES.iter().map(PathBuf::from).find(|path| path.exists()),
+    }
+}
+
+impl SlurmConf {
+    /// What the file and those that it includes say; `None` when the file cannot be read.
+    pub(crate) fn read(path: &Path) -> Option<SlurmConf> {
+        let text = std::fs::read_to_string(path).ok()?;
+        let mut found = SlurmConf::default();
+        found.scan(&text, path.parent().unwrap_or(Path::new("/")), DEPTH_MAX);
+        Some(found)
+    }
+
+    fn scan(&mut self, text: &str, directory: &Path, depth: usize) {
+        for line in text.lines() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if let Some(name) = strip_include(line).filter(|_| depth > 0) {
+                let name = name.replace("%c", self.cluster_name.as_deref().unwrap_or_default());
+                if let Ok(text) = std::fs::read_to_string(directory.join(name)) {
+                    self.scan(&text, directory, depth - 1);
+                }
+                continue;
+            }
+            let Some((key, value)) = line.split_once('=') else { continue };
+            let value = value.split_whitespace().next().unwrap_or_default().trim_matches('"');
+            // Slurm uses the last one of several.
+            match key.trim() {
+                key if key.eq_ignore_ascii_case("PrologFlags") => self.prolog_flags = Some(value.to_owned()),
+                key if key.eq_ignore_ascii_case("ClusterName") => self.cluster_name = Some(value.to_owned()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Why burstfs cannot work with the site's flags, if so. `version` is Slurm's, as in `slurm_version.h`.
+    pub(crate) fn check_flags(&self, version: u32) -> Result<(), Failure> {
+        let flags = self.prolog_flags.as_deref().unwrap_or_default();
+        let has = |name: &str| flags.split(',').any(|flag| flag.trim().eq_ignore_ascii_case(name));
+        let has_alloc =
+            ["Alloc", "Contain", "X11"].into_iter().any(has) || (version >= DEFER_IMPLIES_ALLOC && has("DeferBatch"));
+        let problem = if has("RunInJob") {
+            "with RunInJob Slurm runs no SPANK prologs"
+        } else if !has_alloc {
+            "without Alloc most nodes of a job get no prolog"
+        } else if !has("DeferBatch") {
+            "without DeferBatch the script starts before the file system is there"
+        } else {
+            return Ok(());
+        };
+        let shown = if flags.is_empty() { "not set" } else { flags };
+        let message = format!("PrologFlags in slurm.conf is {shown}: {problem}; it must be Alloc,DeferBatch");
+        Err(Failure::new(Code::PrologFlags, message))
+    }
+}
+
+fn strip_include(line: &str) -> Option<&str> {
+    let (word, name) = line.split_once(char::is_whitespace)?;
+    (word.eq_ignore_ascii_case("include")).then(|| name.trim())
+}
+
+/// [`SlurmConf::check_flags`] of this process's Slurm; a file that cannot be read is no reason to refuse.
+#[cfg(not(test))]
+pub(crate) fn check() -> Result<(), Failure> {
+    let found = path().and_then(|path| SlurmConf::read(&path));
+    found.map_or(Ok(()), |found| found.check_flags(crate::bindings::SLURM_VERSION_NUMBER))
+}
+
+#[cfg(test)]
+pub(crate) fn check() -> Result<(), Failure> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: u32 = 0x16_05_08;
+
+    fn flags(value: &str) -> SlurmConf {
+        SlurmConf { prolog_flags: Some(value.to_owned()), cluster_name: None }
+    }
+
+    #[test]
+    fn which_flags_fit() {
+        for good in ["Alloc,DeferBatch", "deferbatch,alloc", "Contain,DeferBatch", "Alloc,DeferBatch,Contain,Serial"] {
+            assert_eq!(flags(good).check_flags(OLD), Ok(()), "{good}");
+        }
+        for bad in ["", "Alloc", "DeferBatch", "Contain", "Alloc,DeferBatch,RunInJob", "NoAlloc,DeferBatch"] {
+            assert_eq!(flags(bad).check_flags(OLD).unwrap_err().code, Code::PrologFlags, "{bad}");
+        }
+        assert!(SlurmConf::default().check_flags(OLD).unwrap_err().message.contains("is not set"));
+        assert_eq!(flags("DeferBatch").check_flags(DEFER_IMPLIES_ALLOC), Ok(()));
+    }
+
+    #[test]
+    fn reads_what_slurm_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slurm.conf");
+        let text =
+            "ClusterName=vc # the test\nPrologFlags=Alloc\n#PrologFlags=None\nInclude more.%c.conf\ninclude gone\n";
+        std::fs::write(&path, text).unwrap();
+        std::fs::write(
+            directory.path().join("more.vc.conf"),
+            "prologflags = \"Alloc,DeferBatch\" X=1\nInclude more.%c.conf",
+        )
+        .unwrap();
+        let found = SlurmConf::read(&path).unwrap();
+        assert_eq!(found.cluster_name.as_deref(), Some("vc"));
+        assert_eq!(found.prolog_flags.as_deref(), Some("Alloc,DeferBatch"));
+        assert_eq!(SlurmConf::read(&directory.path().join("gone")), None);
+    }
+}

@@ -1,0 +1,296 @@
+//! sbatch, salloc, srun: the request before the job is queued. Runs as the submitting user.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use burstfs_config::SiteConfig;
+use burstfs_spec::{
+    Accumulator, Capacity, CreateItems, JobSpec, PersistentPath, ProfileError, Profiles, SpecError, Values, Variable,
+};
+use burstfs_types::{Code, limits};
+
+use crate::host::{Host, names};
+
+/// The site's profiles, read when a directive names one: most do not.
+struct SiteProfiles<'a>(&'a Path);
+
+impl Profiles for SiteProfiles<'_> {
+    fn profile(&self, name: &str) -> Result<CreateItems, ProfileError> {
+        let config = SiteConfig::load(self.0).map_err(|error| ProfileError::Unavailable(error.failure()))?;
+        config.profile(name)
+    }
+}
+
+/// What the option has said so far.
+#[derive(Debug, Default)]
+pub(crate) struct Submission {
+    accumulator: Accumulator,
+}
+
+impl Submission {
+    /// One occurrence of the option. After `Err` the mistake has been shown.
+    pub(crate) fn add(&mut self, host: &dyn Host, config: &Path, directive: &[u8]) -> Result<(), Refused> {
+        self.accumulator.add_bytes(directive, &SiteProfiles(config)).map_err(|error| show(host, &error))
+    }
+
+    /// After the last option: checks what no single directive shows, tells the user what was understood, and hands the
+    /// request to prolog and epilog. Does nothing when burstfs is not asked for.
+    pub(crate) fn finish(&self, host: &dyn Host, config: &Path, user: &Values) -> Result<(), Refused> {
+        let show = |error: SpecError| show(host, &error);
+        let Some(spec) = self.accumulator.finish().map_err(show)? else { return Ok(()) };
+        let spec = check(&spec, config, user).map_err(show)?;
+        let json = spec.to_json().map_err(show)?;
+        for line in spec.echo() {
+            host.info(&line);
+        }
+        if !host.set_control_variable(names::CONTROL, &json) {
+            host.error("burstfs: E601: Slurm does not take the request for the prolog");
+            return Err(Refused);
+        }
+        Ok(())
+    }
+}
+
+/// The job is not submitted; the user knows why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Refused;
+
+fn show(host: &dyn Host, error: &SpecError) -> Refused {
+    for line in error.render() {
+        host.error(&line);
+    }
+    Refused
+}
+
+/// What the submitting user's process knows of variables. The rest is known on the nodes.
+pub(crate) fn user_values() -> Values {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Values {
+        env_user: variable("USER").or_else(|| variable("LOGNAME")),
+        home: variable("HOME"),
+        // Not the variable of this name: within a job that one is the outer job's.
+        submit_dir: std::env::current_dir().ok().and_then(|path| path.to_str().map(str::to_owned)),
+        ..Values::default()
+    }
+}
+
+fn check(spec: &JobSpec, config: &Path, user: &Values) -> Result<JobSpec, SpecError> {
+    let failed = |failure: burstfs_types::Failure| SpecError::new(failure.code, failure.message);
+    let config = SiteConfig::load(config).map_err(|error| failed(error.failure()))?;
+    check_capacity(spec, &config)?;
+    let spec = spec.bind(user)?;
+    for stage in &spec.stage_in {
+        check_bound(stage.source.variables().chain(stage.destination.variables()))?;
+        check_source(&stage.source)?;
+    }
+    for stage in &spec.stage_out {
+        check_bound(stage.source.variables().chain(stage.destination.variables()))?;
+        check_destination(&stage.destination)?;
+    }
+    Ok(spec)
+}
+
+/// A total is checked against the largest job only: how many nodes there will be is not known here.
+fn check_capacity(spec: &JobSpec, config: &SiteConfig) -> Result<(), SpecError> {
+    let Some(max) = config.max_per_node else { return Ok(()) };
+    let (asked, per_node) = match spec.create.capacity {
+        Some(Capacity::PerNode(size)) => (size, size.bytes()),
+        Some(Capacity::Total(size)) => (size, size.bytes().div_ceil(limits::NODES_MAX as u64)),
+        None => return Ok(()),
+    };
+    if per_node <= max.bytes() {
+        return Ok(());
+    }
+    let message = format!("{asked} is more than this site allows, {max} on each node; ask for less");
+    Err(SpecError::new(Code::CapacityTooLarge, message))
+}
+
+fn check_bound(mut variables: impl Iterator<Item = Variable>) -> Result<(), SpecError> {
+    let is_ours = |variable: &Variable| matches!(variable, Variable::EnvUser | Variable::Home | Variable::SubmitDir);
+    match variables.find(is_ours) {
+        None => Ok(()),
+        Some(variable) => Err(SpecError::new(Code::BadPath, format!("{variable} has no value here"))),
+    }
+}
+
+/// A source whose name is known now must be there, and this user must be able to read it.
+fn check_source(source: &PersistentPath) -> Result<(), SpecError> {
+    let Ok(path) = source.resolved() else { return Ok(()) };
+    let refuse = |why: String| {
+        let message = format!("stage_in: {path}: {why}; correct the path, or make it before you submit the job");
+        SpecError::new(Code::SourceMissing, message)
+    };
+    let metadata = std::fs::metadata(path).map_err(|error| refuse(describe(&error)))?;
+    let mode = if metadata.is_dir() { libc::R_OK | libc::X_OK } else { libc::R_OK };
+    access(Path::new(path), mode).map_err(|error| refuse(describe(&error)))
+}
+
+/// The nearest directory that is there must be one in which this user can make something.
+fn check_destination(destination: &PersistentPath) -> Result<(), SpecError> {
+    let known = match destination.resolved() {
+        Ok(path) => path,
+        Err(_) => destination.known_directory().unwrap_or("/"),
+    };
+    let refuse = |place: &Path, why: String| {
+        let message = format!("stage_out: {destination}: {}: {why}; choose another destination", place.display());
+        SpecError::new(Code::DestinationNotWritable, message)
+    };
+    let mut place = PathBuf::from(known);
+    loop {
+        match std::fs::metadata(&place) {
+            Ok(metadata) if metadata.is_dir() => {
+                return access(&place, libc::W_OK | libc::X_OK).map_err(|error| refuse(&place, describe(&error)));
+            }
+            // What is at the destination itself is replaced; within the path it would have to be a directory.
+            Ok(_) if place != Path::new(known) => return Err(refuse(&place, "not a directory".to_owned())),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(refuse(&place, describe(&error))),
+        }
+        if !place.pop() {
+            return Ok(());
+        }
+    }
+}
+
+/// The operating system's words without its number.
+fn describe(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+fn access(path: &Path, mode: libc::c_int) -> std::io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a C string that lives until the call returns.
+    match unsafe { libc::access(path.as_ptr(), mode) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::host::fake::FakeHost;
+
+    struct Site {
+        directory: tempfile::TempDir,
+        host: FakeHost,
+        submission: Submission,
+    }
+
+    impl Site {
+        fn new() -> Site {
+            let directory = tempfile::tempdir().unwrap();
+            let text = "max_per_node = \"100GiB\"\n[profiles.ckpt]\nper_node = \"50GiB\"";
+            fs::write(directory.path().join("burstfs.toml"), text).unwrap();
+            fs::create_dir(directory.path().join("in")).unwrap();
+            Site { directory, host: FakeHost::default(), submission: Submission::default() }
+        }
+
+        fn add(&mut self, directive: &str) -> Result<(), Refused> {
+            let directive = directive.replace("TMP", self.directory.path().to_str().unwrap());
+            let config = self.directory.path().join("burstfs.toml");
+            self.submission.add(&self.host, &config, directive.as_bytes())
+        }
+
+        fn finish(&self) -> Result<(), Refused> {
+            let values = Values {
+                home: Some(self.directory.path().to_str().unwrap().to_owned()),
+                env_user: Some("alice".to_owned()),
+                ..Values::default()
+            };
+            self.submission.finish(&self.host, &self.directory.path().join("burstfs.toml"), &values)
+        }
+    }
+
+    fn refused(directive: &str, expected: &str) {
+        let mut site = Site::new();
+        let result = site.add(directive).and_then(|()| site.finish());
+        assert_eq!(result, Err(Refused), "{directive}");
+        assert!(site.host.text().contains(expected), "{directive}: {}", site.host.text());
+        assert!(site.host.control.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_good_request_reaches_the_prolog() {
+        let mut site = Site::new();
+        site.add("ckpt").unwrap();
+        site.add("stage_in source=$HOME/in/ destination=/in").unwrap();
+        site.add("stage_out source=/out/ destination=TMP/run-%j/x").unwrap();
+        site.finish().unwrap();
+        let json = site.host.control.borrow().get("BURSTFS_SPEC").cloned().unwrap();
+        let spec = JobSpec::from_json(&json).unwrap();
+        let home = site.directory.path().join("in/");
+        assert_eq!(spec.stage_in[0].source.resolved(), Ok(home.to_str().unwrap()));
+        assert!(spec.stage_out[0].destination.to_string().ends_with("/run-%j/x"));
+        assert!(site.host.text().contains("burstfs: per_node 50GiB = 53687091200 bytes"));
+    }
+
+    #[test]
+    fn a_mistake_is_marked() {
+        let mut site = Site::new();
+        assert_eq!(site.add("capcity=4TiB layout=auto"), Err(Refused));
+        let expected = "error: burstfs: E102: unknown key \"capcity\"; did you mean \"capacity\"?\n\
+                        error:   --burstfs=\"capcity=4TiB layout=auto\"\nerror:              ^^^^^^^";
+        assert_eq!(site.host.text(), expected);
+    }
+
+    #[test]
+    fn what_only_the_submitting_host_can_see() {
+        refused("stage_in source=TMP/gone destination=/in", "E111: stage_in: ");
+        refused("stage_out source=/o destination=TMP/burstfs.toml/x/y", "E112: stage_out: ");
+        refused("per_node=101GiB", "E113: 101GiB is more than this site allows, 100GiB on each node");
+        refused("100PiB", "E113: ");
+        refused("nosuch", "E109: ");
+        refused("stage_in source=$SLURM_SUBMIT_DIR/x destination=/in", "E107: $SLURM_SUBMIT_DIR has no value here");
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_not_refused() {
+        for directive in [
+            "stage_in source=TMP/run-%j destination=/in",
+            "stage_out source=/o destination=TMP/new/%j/x",
+            "stage_out source=/o destination=TMP/burstfs.toml",
+            "100TiB",
+        ] {
+            let mut site = Site::new();
+            site.add(directive).unwrap();
+            assert_eq!(site.finish(), Ok(()), "{directive}: {}", site.host.text());
+        }
+    }
+
+    #[test]
+    fn without_a_request_nothing_is_read() {
+        let host = FakeHost::default();
+        let submission = Submission::default();
+        assert_eq!(submission.finish(&host, Path::new("/nowhere/burstfs.toml"), &Values::default()), Ok(()));
+        assert_eq!(host.text(), "");
+        let mut dropped = Site::new();
+        dropped.add("4TiB").unwrap();
+        dropped.add("none").unwrap();
+        fs::remove_file(dropped.directory.path().join("burstfs.toml")).unwrap();
+        assert_eq!(dropped.finish(), Ok(()));
+        assert!(dropped.host.control.borrow().is_empty());
+    }
+
+    #[test]
+    fn what_this_process_knows() {
+        let values = user_values();
+        assert!(values.submit_dir.unwrap().starts_with('/'));
+        assert_eq!((values.job_id, values.work_dir), (None, None));
+    }
+
+    #[test]
+    fn without_a_configuration_nothing_is_queued() {
+        let mut site = Site::new();
+        fs::remove_file(site.directory.path().join("burstfs.toml")).unwrap();
+        assert_eq!(site.add("ckpt"), Err(Refused));
+        site.add("4TiB").unwrap();
+        assert_eq!(site.finish(), Err(Refused));
+        assert!(site.host.text().contains("E120: "));
+    }
+}
