@@ -1,0 +1,781 @@
+//! What a namespace shall do, in the simplest way: a model beside which an MDT is run.
+//!
+//! Owns the random operations, the model's answers, and the comparison. The MDT under test is a [`Target`]. One client and one
+//! MDT; operands are indices modulo what there is, so that every sequence stays meaningful and shrinks. Directories and
+//! files that are gone stay among the operands: what is asked of them has a right answer too.
+//!
+//! Inode numbers are the target's to choose; the model takes them from the replies and insists that none comes twice.
+//! Cookies likewise: the model knows the order of entries, and insists that a name's cookie does not change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use burstfs_proto::mds::*;
+use burstfs_proto::service::Caller;
+use burstfs_types::*;
+use proptest::prelude::*;
+
+/// The MDT under test.
+pub trait Target {
+    /// Sets its clock.
+    fn set_now(&mut self, now: Timestamp);
+    /// Sends a request.
+    fn call(&mut self, caller: Caller, request: MdsRequest) -> Result<MdsReply, Errno>;
+    /// Ends its process and starts another one on the same store.
+    fn reopen(&mut self);
+    /// The files whose objects are to be removed.
+    fn destroyed(&self) -> BTreeSet<Ino>;
+    /// What its checker finds.
+    fn violations(&self) -> Vec<String>;
+}
+
+/// One step of a random sequence.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Op {
+    Create {
+        dir: usize,
+        name: usize,
+        mode: u16,
+        exclusive: bool,
+    },
+    Mknod {
+        dir: usize,
+        name: usize,
+        kind: FileKind,
+    },
+    Mkdir {
+        dir: usize,
+        name: usize,
+        mode: u16,
+    },
+    Symlink {
+        dir: usize,
+        name: usize,
+        target: Vec<u8>,
+    },
+    Link {
+        node: usize,
+        dir: usize,
+        name: usize,
+    },
+    Unlink {
+        dir: usize,
+        name: usize,
+    },
+    Rmdir {
+        dir: usize,
+        name: usize,
+    },
+    Rename {
+        dir: usize,
+        name: usize,
+        new_dir: usize,
+        new_name: usize,
+        mode: RenameMode,
+    },
+    Lookup {
+        dir: usize,
+        name: usize,
+    },
+    GetAttr {
+        node: usize,
+    },
+    SetAttr {
+        node: usize,
+        what: u8,
+        value: u16,
+    },
+    Readlink {
+        node: usize,
+    },
+    Open {
+        node: usize,
+    },
+    Close {
+        node: usize,
+    },
+    Readdir {
+        dir: usize,
+        cookie: usize,
+        max: u32,
+    },
+    SetXattr {
+        node: usize,
+        name: usize,
+        value: u8,
+        mode: XattrMode,
+    },
+    GetXattr {
+        node: usize,
+        name: usize,
+    },
+    ListXattr {
+        node: usize,
+    },
+    RemoveXattr {
+        node: usize,
+        name: usize,
+    },
+    /// The last request comes again.
+    Resend,
+    /// The MDT is restarted.
+    Reopen,
+    /// The client is restarted.
+    NewClient,
+}
+
+const NAMES: [&str; 6] = ["a", "b", "c", "dd", "e\n", "\u{fc}"];
+const XATTRS: [&str; 6] = ["user.a", "user.b", "trusted.a", "security.x", "system.posix_acl_access", "user."];
+
+/// Sequences of up to `len` steps.
+pub fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
+    let (n, mode) = (0..64_usize, 0..0o10000_u16);
+    let entry = || (n.clone(), n.clone());
+    let kind = prop::sample::select(vec![FileKind::Fifo, FileKind::Socket, FileKind::Regular, FileKind::Directory]);
+    let rename = prop::sample::select(vec![RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
+    let xattr = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);
+    let target = prop::sample::select(vec![b"t".to_vec(), vec![], vec![0], vec![b'x'; 4_095], vec![b'x'; 4_096]]);
+    let step = prop_oneof![
+        6 => (entry(), mode.clone(), any::<bool>())
+            .prop_map(|((dir, name), mode, exclusive)| Op::Create { dir, name, mode, exclusive }),
+        2 => (entry(), kind).prop_map(|((dir, name), kind)| Op::Mknod { dir, name, kind }),
+        6 => (entry(), mode).prop_map(|((dir, name), mode)| Op::Mkdir { dir, name, mode }),
+        2 => (entry(), target).prop_map(|((dir, name), target)| Op::Symlink { dir, name, target }),
+        4 => (n.clone(), entry()).prop_map(|(node, (dir, name))| Op::Link { node, dir, name }),
+        5 => entry().prop_map(|(dir, name)| Op::Unlink { dir, name }),
+        4 => entry().prop_map(|(dir, name)| Op::Rmdir { dir, name }),
+        8 => (entry(), entry(), rename).prop_map(|((dir, name), (new_dir, new_name), mode)| Op::Rename {
+            dir, name, new_dir, new_name, mode
+        }),
+        2 => entry().prop_map(|(dir, name)| Op::Lookup { dir, name }),
+        1 => n.clone().prop_map(|node| Op::GetAttr { node }),
+        3 => (n.clone(), any::<u8>(), any::<u16>())
+            .prop_map(|(node, what, value)| Op::SetAttr { node, what, value }),
+        1 => n.clone().prop_map(|node| Op::Readlink { node }),
+        3 => n.clone().prop_map(|node| Op::Open { node }),
+        4 => n.clone().prop_map(|node| Op::Close { node }),
+        5 => (n.clone(), n.clone(), 1..5_u32).prop_map(|(dir, cookie, max)| Op::Readdir { dir, cookie, max }),
+        2 => (n.clone(), n.clone(), any::<u8>(), xattr)
+            .prop_map(|(node, name, value, mode)| Op::SetXattr { node, name, value, mode }),
+        1 => entry().prop_map(|(node, name)| Op::GetXattr { node, name }),
+        1 => n.clone().prop_map(|node| Op::ListXattr { node }),
+        1 => entry().prop_map(|(node, name)| Op::RemoveXattr { node, name }),
+        4 => Just(Op::Resend),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::NewClient),
+    ];
+    prop::collection::vec(step, 1..len)
+}
+
+/// Where the target differs from the model.
+#[derive(Debug)]
+pub struct Difference {
+    /// Which step.
+    pub step: usize,
+    /// What.
+    pub found: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}: {}", self.step, self.found)
+    }
+}
+
+/// Runs `ops` on an empty `target` whose root is owned by 0:0 with mode 0700 and made at time 0.
+pub fn run(ops: &[Op], target: &mut dyn Target) -> Result<(), Difference> {
+    let mut runner = Runner { model: Model::new(), target, xid: 0, incarnation: 1, last: None };
+    for (step, op) in ops.iter().enumerate() {
+        runner.step(step, op).map_err(|found| Difference { step, found: format!("{op:?}: {found}") })?;
+    }
+    Ok(())
+}
+
+struct Runner<'t> {
+    model: Model,
+    target: &'t mut dyn Target,
+    xid: u64,
+    incarnation: u64,
+    last: Option<(Caller, MdsRequest, Result<MdsReply, Errno>)>,
+}
+
+impl Runner<'_> {
+    fn step(&mut self, step: usize, op: &Op) -> Result<(), String> {
+        // Times rise in nanoseconds over the end of a second.
+        let now = Timestamp { secs: 1 + step as i64 / 2, nanos: if step % 2 == 0 { 1 } else { 999_999_999 } };
+        self.target.set_now(now);
+        self.model.now = now;
+        match op {
+            Op::Resend => self.resend()?,
+            Op::Reopen => {
+                self.target.reopen();
+                self.model.reopen();
+                // Neither is remembered over a restart, nor needs to be: what they did is not.
+                let is_forgotten = |request: &MdsRequest| matches!(request, MdsRequest::Open(_) | MdsRequest::Close(_));
+                self.last.take_if(|(_, request, _)| is_forgotten(request));
+            }
+            Op::NewClient => {
+                self.incarnation += 1;
+                self.last = None;
+                self.model.new_client();
+                self.send(GetAttr { ino: Ino::ROOT }.into())?;
+            }
+            op => self.send(self.model.request(op))?,
+        }
+        self.compare_state()
+    }
+
+    fn send(&mut self, request: MdsRequest) -> Result<(), String> {
+        self.xid += 1;
+        let client = ClientId { node: NodeIndex::new(0), incarnation: self.incarnation };
+        let caller = Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(self.xid) };
+        let actual = self.target.call(caller, request.clone());
+        let expected = self.model.apply(&request, &actual);
+        self.last = Some((caller, request, actual.clone()));
+        same("answer", &actual, &expected)
+    }
+
+    fn resend(&mut self) -> Result<(), String> {
+        let Some((caller, request, expected)) = self.last.clone() else { return Ok(()) };
+        same("answer to the resend", &self.target.call(caller, request), &expected)
+    }
+
+    fn compare_state(&mut self) -> Result<(), String> {
+        same("checker", &self.target.violations(), &Vec::new())?;
+        same("objects to remove", &self.target.destroyed(), &self.model.destroyed)
+    }
+}
+
+fn same<T: PartialEq + fmt::Debug>(what: &str, actual: &T, expected: &T) -> Result<(), String> {
+    if actual == expected { Ok(()) } else { Err(format!("{what} is {actual:?}, expected {expected:?}")) }
+}
+
+#[derive(Clone)]
+struct Node {
+    attr: Attr,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    target: Vec<u8>,
+    /// A directory's entries in the order of their cookies.
+    entries: Vec<Slot>,
+    opens: u32,
+    is_from_before: bool,
+}
+
+#[derive(Clone)]
+struct Slot {
+    name: Name,
+    ino: Ino,
+    order: u64,
+}
+
+struct Model {
+    now: Timestamp,
+    nodes: BTreeMap<Ino, Node>,
+    /// Every inode there ever was, and every directory.
+    known: Vec<Ino>,
+    directories: Vec<Ino>,
+    destroyed: BTreeSet<Ino>,
+    next_order: u64,
+    /// Cookies that were seen, with the order that they stand for.
+    cookies: Vec<(Ino, u64, u64)>,
+    client_is_known: bool,
+    opens_are_unknown: bool,
+}
+
+impl Model {
+    fn new() -> Model {
+        let mut model = Model {
+            now: Timestamp::default(),
+            nodes: BTreeMap::new(),
+            known: Vec::new(),
+            directories: Vec::new(),
+            destroyed: BTreeSet::new(),
+            next_order: 0,
+            cookies: Vec::new(),
+            client_is_known: false,
+            opens_are_unknown: false,
+        };
+        model.insert(Ino::ROOT, FileKind::Directory, 0o700, (0, 0));
+        model
+    }
+
+    fn reopen(&mut self) {
+        self.opens_are_unknown = self.client_is_known;
+        for node in self.nodes.values_mut() {
+            node.opens = 0;
+            node.is_from_before = true;
+        }
+    }
+
+    fn new_client(&mut self) {
+        self.client_is_known = true;
+        self.opens_are_unknown = false;
+        let inos: Vec<Ino> = self.nodes.keys().copied().collect();
+        for ino in inos {
+            if let Some(node) = self.nodes.get_mut(&ino) {
+                node.opens = 0;
+            }
+            self.collect(ino);
+        }
+    }
+
+    fn insert(&mut self, ino: Ino, kind: FileKind, mode: u16, (uid, gid): (u32, u32)) {
+        let is_directory = kind == FileKind::Directory;
+        let (size, nlink) = if is_directory { (4096, 2) } else { (0, 1) };
+        let layout = (kind == FileKind::Regular).then(|| Layout::on_one(OstIndex::new(3)));
+        let (atime, mtime, ctime) = (self.now, self.now, self.now);
+        let attr = Attr { ino, kind, mode, nlink, uid, gid, size, blocks: 0, atime, mtime, ctime, layout };
+        let (xattrs, target, entries) = Default::default();
+        self.nodes.insert(ino, Node { attr, xattrs, target, entries, opens: 0, is_from_before: false });
+        self.known.push(ino);
+        if is_directory {
+            self.directories.push(ino);
+        }
+    }
+
+    fn request(&self, op: &Op) -> MdsRequest {
+        let name = |n: &usize| Name::new(NAMES[n % NAMES.len()]).unwrap_or_else(|_| unreachable!("a good name"));
+        let xattr = |n: &usize| XATTRS[n % XATTRS.len()].as_bytes().to_vec();
+        let dir = |n: &usize| self.directories[n % self.directories.len()];
+        let node = |n: &usize| self.known[n % self.known.len()];
+        // A directory's place is also taken by what is none, now and then.
+        let parent = |n: &usize| if n % 16 == 15 { node(n) } else { dir(n) };
+        let (uid, gid) = (7, 8);
+        let layout = Layout::on_one(OstIndex::new(3));
+        match op {
+            Op::Create { dir, name: n, mode, exclusive } => {
+                let (mode, exclusive) = (*mode, *exclusive);
+                Create { parent: parent(dir), name: name(n), mode, uid, gid, exclusive, layout }.into()
+            }
+            Op::Mknod { dir, name: n, kind } => {
+                let (kind, layout) = (*kind, Some(layout));
+                Mknod { parent: parent(dir), name: name(n), kind, mode: 0o644, uid, gid, layout }.into()
+            }
+            Op::Mkdir { dir, name: n, mode } => {
+                Mkdir { parent: parent(dir), name: name(n), mode: *mode, uid, gid }.into()
+            }
+            Op::Symlink { dir, name: n, target } => {
+                Symlink { parent: parent(dir), name: name(n), target: target.clone(), uid, gid }.into()
+            }
+            Op::Link { node: i, dir, name: n } => {
+                Link { ino: node(i), new_parent: parent(dir), new_name: name(n) }.into()
+            }
+            Op::Unlink { dir, name: n } => Unlink { parent: parent(dir), name: name(n) }.into(),
+            Op::Rmdir { dir, name: n } => Rmdir { parent: parent(dir), name: name(n) }.into(),
+            Op::Rename { dir, name: n, new_dir, new_name, mode } => {
+                let (new_parent, new_name) = (parent(new_dir), name(new_name));
+                Rename { parent: parent(dir), name: name(n), new_parent, new_name, mode: *mode }.into()
+            }
+            Op::Lookup { dir, name: n } => Lookup { parent: parent(dir), name: name(n) }.into(),
+            Op::GetAttr { node: i } => GetAttr { ino: node(i) }.into(),
+            Op::SetAttr { node: i, what, value } => {
+                let bit = |n: u8| what & (1 << n) != 0;
+                let time = if bit(6) { SetTime::Now } else { SetTime::At(Timestamp { secs: -5, nanos: 7 }) };
+                SetAttr {
+                    ino: node(i),
+                    mode: bit(0).then_some(*value),
+                    uid: bit(1).then_some(u32::from(*value)),
+                    gid: bit(2).then_some(u32::from(*value)),
+                    atime: bit(3).then_some(time),
+                    mtime: bit(4).then_some(time),
+                    kill_set_id: bit(5),
+                }
+                .into()
+            }
+            Op::Readlink { node: i } => Readlink { ino: node(i) }.into(),
+            Op::Open { node: i } => Open { ino: node(i) }.into(),
+            Op::Close { node: i } => Close { ino: node(i) }.into(),
+            Op::Readdir { dir, cookie, max } => self.readdir_request(parent(dir), *cookie, *max),
+            Op::SetXattr { node: i, name, value, mode } => {
+                SetXattr { ino: node(i), name: xattr(name), value: vec![*value], mode: *mode }.into()
+            }
+            Op::GetXattr { node: i, name } => GetXattr { ino: node(i), name: xattr(name) }.into(),
+            Op::ListXattr { node: i } => ListXattr { ino: node(i) }.into(),
+            Op::RemoveXattr { node: i, name } => RemoveXattr { ino: node(i), name: xattr(name) }.into(),
+            Op::Resend | Op::Reopen | Op::NewClient => Statfs.into(),
+        }
+    }
+
+    /// Half of the listings begin at the beginning, the others behind a cookie that was seen, whose entry may be gone.
+    fn readdir_request(&self, dir: Ino, cookie: usize, max: u32) -> MdsRequest {
+        let seen: Vec<u64> =
+            self.cookies.iter().filter(|(of, _, _)| *of == dir).map(|(_, cookie, _)| *cookie).collect();
+        let resume = if cookie.is_multiple_of(2) || seen.is_empty() { 0 } else { seen[cookie % seen.len()] };
+        Readdir { ino: dir, cookie: resume, entries_max: max, with_attrs: cookie.is_multiple_of(3) }.into()
+    }
+
+    /// What the answer to `request` shall be. Numbers that the target chooses are taken from `actual`.
+    fn apply(&mut self, request: &MdsRequest, actual: &Result<MdsReply, Errno>) -> Result<MdsReply, Errno> {
+        self.client_is_known = true;
+        match request {
+            MdsRequest::Lookup(it) => {
+                let ino = self.find(it.parent, &it.name)?.ok_or(Errno::ENOENT)?;
+                Ok(MdsReply::Lookup(self.entry(ino, true)))
+            }
+            MdsRequest::GetAttr(it) => Ok(MdsReply::GetAttr(self.node(it.ino)?.attr.clone())),
+            MdsRequest::SetAttr(it) => self.set_attr(it).map(MdsReply::SetAttr),
+            MdsRequest::Create(it) => self.create(it, actual).map(MdsReply::Create),
+            MdsRequest::Mknod(it) => {
+                let allowed = matches!(it.kind, FileKind::Regular | FileKind::Fifo | FileKind::Socket);
+                let refused = if allowed { None } else { Some(Errno::EPERM) };
+                let made = |reply: &MdsReply| if let MdsReply::Mknod(attr) = reply { Some(attr.ino) } else { None };
+                let new = (it.kind, it.mode, it.uid, it.gid);
+                self.make((it.parent, &it.name), new, refused, learned(actual, made)).map(MdsReply::Mknod)
+            }
+            MdsRequest::Mkdir(it) => {
+                let made = |reply: &MdsReply| if let MdsReply::Mkdir(attr) = reply { Some(attr.ino) } else { None };
+                let new = (FileKind::Directory, it.mode, it.uid, it.gid);
+                self.make((it.parent, &it.name), new, None, learned(actual, made)).map(MdsReply::Mkdir)
+            }
+            MdsRequest::Symlink(it) => self.symlink(it, actual).map(MdsReply::Symlink),
+            MdsRequest::Link(it) => self.link(it).map(MdsReply::Link),
+            MdsRequest::Unlink(it) => self.unlink(it).map(MdsReply::Unlink),
+            MdsRequest::Rmdir(it) => self.rmdir(it).map(MdsReply::Rmdir),
+            MdsRequest::Rename(it) => self.rename(it).map(MdsReply::Rename),
+            MdsRequest::Readlink(it) => {
+                let node = self.node(it.ino)?;
+                let is_link = node.attr.kind == FileKind::Symlink;
+                if is_link { Ok(MdsReply::Readlink(node.target.clone())) } else { Err(Errno::EINVAL) }
+            }
+            MdsRequest::Open(it) => self.open(it.ino).map(MdsReply::Open),
+            MdsRequest::Close(it) => {
+                self.close(it.ino);
+                Ok(MdsReply::Close(()))
+            }
+            MdsRequest::Readdir(it) => self.readdir(it, actual).map(MdsReply::Readdir),
+            MdsRequest::SetXattr(it) => self.set_xattr(it).map(MdsReply::SetXattr),
+            MdsRequest::GetXattr(it) => self.get_xattr(it).map(MdsReply::GetXattr),
+            MdsRequest::ListXattr(it) => Ok(MdsReply::ListXattr(self.node(it.ino)?.xattrs.keys().cloned().collect())),
+            MdsRequest::RemoveXattr(it) => self.remove_xattr(it).map(MdsReply::RemoveXattr),
+            MdsRequest::Statfs(_) => Ok(MdsReply::Statfs(MdtStatfs { inodes_used: self.nodes.len() as u64 })),
+            MdsRequest::PeerMakeDir(_) | MdsRequest::PeerRemoveDir(_) => Err(Errno::EPROTO),
+        }
+    }
+
+    fn node(&self, ino: Ino) -> Result<&Node, Errno> {
+        self.nodes.get(&ino).ok_or(Errno::ESTALE)
+    }
+
+    fn change(&mut self, ino: Ino) -> Result<&mut Node, Errno> {
+        let now = self.now;
+        let node = self.nodes.get_mut(&ino).ok_or(Errno::ESTALE)?;
+        node.attr.ctime = now;
+        Ok(node)
+    }
+
+    fn dir(&self, ino: Ino) -> Result<&Node, Errno> {
+        let node = self.nodes.get(&ino).ok_or(Errno::ENOENT)?;
+        if node.attr.kind == FileKind::Directory { Ok(node) } else { Err(Errno::ENOTDIR) }
+    }
+
+    fn find(&self, dir: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
+        Ok(self.dir(dir)?.entries.iter().find(|slot| slot.name == *name).map(|slot| slot.ino))
+    }
+
+    fn kind(&self, ino: Ino) -> FileKind {
+        self.nodes[&ino].attr.kind
+    }
+
+    fn entry(&self, ino: Ino, with_attr: bool) -> Entry {
+        let attr = &self.nodes[&ino].attr;
+        Entry { ino, kind: attr.kind, attr: with_attr.then(|| attr.clone()) }
+    }
+
+    /// Recomputes what follows from a directory's entries, and moves its times.
+    fn entries_changed(&mut self, dir: Ino) {
+        let directories = self.nodes[&dir].entries.iter().filter(|slot| self.kind(slot.ino) == FileKind::Directory);
+        let nlink = 2 + directories.count() as u32;
+        let now = self.now;
+        if let Ok(node) = self.change(dir) {
+            node.attr.nlink = nlink;
+            node.attr.mtime = now;
+        }
+    }
+
+    fn put(&mut self, dir: Ino, name: &Name, ino: Ino) {
+        self.next_order += 1;
+        let slot = Slot { name: name.clone(), ino, order: self.next_order };
+        if let Some(node) = self.nodes.get_mut(&dir) {
+            node.entries.push(slot);
+        }
+        self.entries_changed(dir);
+    }
+
+    fn point(&mut self, dir: Ino, name: &Name, ino: Ino) {
+        let slots = self.nodes.get_mut(&dir).into_iter().flat_map(|node| &mut node.entries);
+        slots.filter(|slot| slot.name == *name).for_each(|slot| slot.ino = ino);
+        self.entries_changed(dir);
+    }
+
+    fn take(&mut self, dir: Ino, name: &Name) {
+        if let Some(node) = self.nodes.get_mut(&dir) {
+            node.entries.retain(|slot| slot.name != *name);
+        }
+        self.entries_changed(dir);
+    }
+
+    fn drop_name(&mut self, ino: Ino) {
+        if let Ok(node) = self.change(ino) {
+            node.attr.nlink -= 1;
+        }
+        self.collect(ino);
+    }
+
+    fn collect(&mut self, ino: Ino) {
+        let node = &self.nodes[&ino];
+        let may_be_open = node.opens > 0 || (node.is_from_before && self.opens_are_unknown);
+        if node.attr.nlink > 0 || may_be_open {
+            return;
+        }
+        if node.attr.kind == FileKind::Regular {
+            self.destroyed.insert(ino);
+        }
+        self.nodes.remove(&ino);
+    }
+
+    fn make(
+        &mut self,
+        (parent, name): (Ino, &Name),
+        (kind, mode, uid, gid): (FileKind, u16, u32, u32),
+        refused: Option<Errno>,
+        ino: Option<Ino>,
+    ) -> Result<Attr, Errno> {
+        if self.find(parent, name)?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if let Some(errno) = refused {
+            return Err(errno);
+        }
+        // The target has not made it, or under a number that was used: whatever is answered here differs from its answer.
+        let ino = ino.filter(|ino| !self.known.contains(ino)).ok_or(Errno::ENOTEMPTY)?;
+        let above = &self.dir(parent)?.attr;
+        let inherits = above.mode & 0o2000 != 0;
+        let gid = if inherits { above.gid } else { gid };
+        let set_id = if inherits && kind == FileKind::Directory { 0o2000 } else { 0 };
+        self.insert(ino, kind, mode & 0o7777 | set_id, (uid, gid));
+        self.put(parent, name, ino);
+        Ok(self.nodes[&ino].attr.clone())
+    }
+
+    fn create(&mut self, it: &Create, actual: &Result<MdsReply, Errno>) -> Result<Created, Errno> {
+        let Some(ino) = self.find(it.parent, &it.name)? else {
+            let made = |reply: &MdsReply| if let MdsReply::Create(made) = reply { Some(made.attr.ino) } else { None };
+            let new = (FileKind::Regular, it.mode, it.uid, it.gid);
+            let attr = self.make((it.parent, &it.name), new, None, learned(actual, made))?;
+            self.open(attr.ino)?;
+            return Ok(Created { attr, is_new: true });
+        };
+        match self.kind(ino) {
+            _ if it.exclusive => Err(Errno::EEXIST),
+            FileKind::Directory => Err(Errno::EISDIR),
+            FileKind::Symlink | FileKind::Fifo | FileKind::Socket => Err(Errno::ESTALE),
+            FileKind::Regular => Ok(Created { attr: self.open(ino)?, is_new: false }),
+        }
+    }
+
+    fn symlink(&mut self, it: &Symlink, actual: &Result<MdsReply, Errno>) -> Result<Attr, Errno> {
+        match it.target.len() {
+            0 => return Err(Errno::ENOENT),
+            4_096.. => return Err(Errno::ENAMETOOLONG),
+            _ if it.target.contains(&0) => return Err(Errno::EINVAL),
+            _ => {}
+        }
+        let made = |reply: &MdsReply| if let MdsReply::Symlink(attr) = reply { Some(attr.ino) } else { None };
+        let new = (FileKind::Symlink, 0o777, it.uid, it.gid);
+        let ino = self.make((it.parent, &it.name), new, None, learned(actual, made))?.ino;
+        let node = self.change(ino)?;
+        node.attr.size = it.target.len() as u64;
+        node.target.clone_from(&it.target);
+        Ok(node.attr.clone())
+    }
+
+    fn link(&mut self, it: &Link) -> Result<Attr, Errno> {
+        self.node(it.ino)?;
+        let is_taken = self.find(it.new_parent, &it.new_name)?.is_some();
+        match self.kind(it.ino) {
+            FileKind::Directory => return Err(Errno::EPERM),
+            _ if is_taken => return Err(Errno::EEXIST),
+            _ if self.nodes[&it.ino].attr.nlink == 0 => return Err(Errno::ENOENT),
+            _ => {}
+        }
+        self.change(it.ino)?.attr.nlink += 1;
+        self.put(it.new_parent, &it.new_name, it.ino);
+        Ok(self.nodes[&it.ino].attr.clone())
+    }
+
+    fn unlink(&mut self, it: &Unlink) -> Result<(), Errno> {
+        let ino = self.find(it.parent, &it.name)?.ok_or(Errno::ENOENT)?;
+        if self.kind(ino) == FileKind::Directory {
+            return Err(Errno::EISDIR);
+        }
+        self.take(it.parent, &it.name);
+        self.drop_name(ino);
+        Ok(())
+    }
+
+    fn rmdir(&mut self, it: &Rmdir) -> Result<(), Errno> {
+        let ino = self.find(it.parent, &it.name)?.ok_or(Errno::ENOENT)?;
+        if !self.dir(ino)?.entries.is_empty() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        self.take(it.parent, &it.name);
+        self.nodes.remove(&ino);
+        Ok(())
+    }
+
+    fn rename(&mut self, it: &Rename) -> Result<(), Errno> {
+        self.dir(it.parent)?;
+        self.dir(it.new_parent)?;
+        let source = self.find(it.parent, &it.name)?.ok_or(Errno::ENOENT)?;
+        let target = self.find(it.new_parent, &it.new_name)?;
+        let is_dir = |ino: Ino| self.kind(ino) == FileKind::Directory;
+        let crosses = it.parent != it.new_parent;
+        let source_is_dir = is_dir(source);
+        match (it.mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST),
+            (RenameMode::Exchange, None) => return Err(Errno::ENOENT),
+            (_, Some(target)) if target == source => return Ok(()),
+            (RenameMode::Replace, Some(target)) if source_is_dir && !is_dir(target) => return Err(Errno::ENOTDIR),
+            (RenameMode::Replace, Some(target)) if !source_is_dir && is_dir(target) => return Err(Errno::EISDIR),
+            _ if crosses && source_is_dir => return Err(Errno::EXDEV),
+            (RenameMode::Exchange, Some(target)) if crosses && is_dir(target) => return Err(Errno::EXDEV),
+            (RenameMode::Replace, Some(target)) if !self.nodes[&target].entries.is_empty() => {
+                return Err(Errno::ENOTEMPTY);
+            }
+            _ => {}
+        }
+        self.change(source)?;
+        match (it.mode, target) {
+            (RenameMode::Exchange, Some(target)) => {
+                self.change(target)?;
+                self.point(it.parent, &it.name, target);
+                self.point(it.new_parent, &it.new_name, source);
+            }
+            (_, Some(target)) => {
+                self.take(it.parent, &it.name);
+                self.point(it.new_parent, &it.new_name, source);
+                if self.kind(target) == FileKind::Directory {
+                    self.nodes.remove(&target);
+                } else {
+                    self.drop_name(target);
+                }
+            }
+            (_, None) => {
+                self.take(it.parent, &it.name);
+                self.put(it.new_parent, &it.new_name, source);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_attr(&mut self, it: &SetAttr) -> Result<Attr, Errno> {
+        let now = self.now;
+        let node = self.nodes.get_mut(&it.ino).ok_or(Errno::ESTALE)?;
+        let attr = &mut node.attr;
+        let mut is_changed = false;
+        let mut set = |is_asked: bool| is_changed |= is_asked;
+        let time = |time: SetTime| if let SetTime::At(time) = time { time } else { now };
+        set(it.mode.map(|mode| attr.mode = mode & 0o7777).is_some());
+        set(it.uid.map(|uid| attr.uid = uid).is_some());
+        set(it.gid.map(|gid| attr.gid = gid).is_some());
+        set(it.atime.map(|set| attr.atime = time(set)).is_some());
+        set(it.mtime.map(|set| attr.mtime = time(set)).is_some());
+        let mut killed = 0;
+        if it.kill_set_id && attr.kind != FileKind::Directory {
+            killed = attr.mode & if attr.mode & 0o010 != 0 { 0o6000 } else { 0o4000 };
+        }
+        attr.mode -= killed;
+        if is_changed || killed != 0 {
+            attr.ctime = now;
+        }
+        Ok(attr.clone())
+    }
+
+    fn open(&mut self, ino: Ino) -> Result<Attr, Errno> {
+        let node = self.nodes.get_mut(&ino).ok_or(Errno::ESTALE)?;
+        match node.attr.kind {
+            FileKind::Regular => {
+                node.opens += 1;
+                Ok(node.attr.clone())
+            }
+            FileKind::Directory => Err(Errno::EISDIR),
+            FileKind::Symlink | FileKind::Fifo | FileKind::Socket => Err(Errno::EINVAL),
+        }
+    }
+
+    fn close(&mut self, ino: Ino) {
+        let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.opens > 0) else { return };
+        node.opens -= 1;
+        self.collect(ino);
+    }
+
+    fn readdir(&mut self, it: &Readdir, actual: &Result<MdsReply, Errno>) -> Result<Listing, Errno> {
+        let entries = self.dir(it.ino)?.entries.clone();
+        let order_of =
+            |(dir, cookie, order): &(Ino, u64, u64)| (*dir == it.ino && *cookie == it.cookie).then_some(*order);
+        let behind = self.cookies.iter().find_map(order_of).unwrap_or(0);
+        let mut rest: Vec<Slot> = entries.into_iter().filter(|slot| slot.order > behind).collect();
+        rest.sort_by_key(|slot| slot.order);
+        let is_end = rest.len() <= it.entries_max as usize;
+        rest.truncate(it.entries_max as usize);
+        let shown: &[ListingEntry] = if let Ok(MdsReply::Readdir(listing)) = actual { &listing.entries } else { &[] };
+        let mut expected = Vec::new();
+        for (i, slot) in rest.into_iter().enumerate() {
+            let seen = self.cookies.iter().find(|(dir, _, order)| (*dir, *order) == (it.ino, slot.order));
+            let cookie = match (seen, shown.get(i)) {
+                (Some((_, cookie, _)), _) => *cookie,
+                // A new one: at least 3, and behind those before it.
+                (None, Some(new)) => new.cookie.max(3).max(it.cookie + 1),
+                (None, None) => 0,
+            };
+            if seen.is_none() {
+                self.cookies.push((it.ino, cookie, slot.order));
+            }
+            expected.push(ListingEntry { name: slot.name, entry: self.entry(slot.ino, it.with_attrs), cookie });
+        }
+        Ok(Listing { entries: expected, is_end })
+    }
+
+    fn set_xattr(&mut self, it: &SetXattr) -> Result<(), Errno> {
+        check_xattr(&it.name)?;
+        let node = self.node(it.ino)?;
+        if it.name.starts_with(b"user.") && !matches!(node.attr.kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::EPERM);
+        }
+        match (it.mode, node.xattrs.contains_key(&it.name)) {
+            (XattrMode::Create, true) => Err(Errno::EEXIST),
+            (XattrMode::Replace, false) => Err(Errno::ENODATA),
+            _ => {
+                self.change(it.ino)?.xattrs.insert(it.name.clone(), it.value.clone());
+                Ok(())
+            }
+        }
+    }
+
+    fn get_xattr(&self, it: &GetXattr) -> Result<Vec<u8>, Errno> {
+        check_xattr(&it.name)?;
+        self.node(it.ino)?.xattrs.get(&it.name).cloned().ok_or(Errno::ENODATA)
+    }
+
+    fn remove_xattr(&mut self, it: &RemoveXattr) -> Result<(), Errno> {
+        check_xattr(&it.name)?;
+        if !self.node(it.ino)?.xattrs.contains_key(&it.name) {
+            return Err(Errno::ENODATA);
+        }
+        self.change(it.ino)?.xattrs.remove(&it.name);
+        Ok(())
+    }
+}
+
+fn check_xattr(name: &[u8]) -> Result<(), Errno> {
+    match name {
+        b"user." => Err(Errno::EINVAL),
+        _ if name.starts_with(b"system.") => Err(Errno::EOPNOTSUPP),
+        _ => Ok(()),
+    }
+}
+
+fn learned(actual: &Result<MdsReply, Errno>, ino: impl Fn(&MdsReply) -> Option<Ino>) -> Option<Ino> {
+    actual.as_ref().ok().and_then(ino)
+}
