@@ -58,10 +58,9 @@ impl Authenticator for Munge {
 
 const OPT_SOCKET: c_int = 8;
 const SUCCESS: c_int = 0;
-/// "Credential is invalid", and all numbers from here on speak of the credential; those below, but for 8 (its format),
-/// speak of munged.
-const CRED_INVALID: c_int = 14;
-const BAD_CRED: c_int = 8;
+/// Of the errors, those that speak of munged or of this process: internal error, out of memory, socket, time-out. All
+/// others speak of the credential.
+const NOT_OF_THE_CREDENTIAL: [c_int; 4] = [1, 5, 6, 7];
 
 /// `munge_ctx_t` points to this.
 #[repr(C)]
@@ -150,8 +149,8 @@ impl Context {
         let text = unsafe { copied(munge_ctx_strerror(self.0)) };
         // SAFETY: returns a static string for any number.
         let text = text.unwrap_or_else(|| unsafe { copied(munge_strerror(error)) }.unwrap_or_default());
-        let about_the_credential = error >= CRED_INVALID || error == BAD_CRED;
-        Err(if about_the_credential { AuthError::Invalid(text) } else { AuthError::Unavailable(text) })
+        let unavailable = NOT_OF_THE_CREDENTIAL.contains(&error);
+        Err(if unavailable { AuthError::Unavailable(text) } else { AuthError::Invalid(text) })
     }
 }
 

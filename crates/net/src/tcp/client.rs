@@ -57,18 +57,18 @@ impl TcpLink {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `Err` with the waiter when the connection is gone, or has a request of that number.
-    fn enlist(&self, waiter: Waiter) -> Result<(), Waiter> {
+    /// Gives the waiter back when the connection is gone, or has a request of that number.
+    fn enlist(&self, waiter: Waiter) -> Option<Waiter> {
         let mut waiting = self.waiting();
         let Some(map) = waiting.as_mut() else {
-            return Err(waiter);
+            return Some(waiter);
         };
         match map.entry(waiter.request.xid.0) {
             Entry::Vacant(entry) => {
                 entry.insert(waiter);
-                Ok(())
+                None
             }
-            Entry::Occupied(_) => Err(waiter),
+            Entry::Occupied(_) => Some(waiter),
         }
     }
 
@@ -85,8 +85,8 @@ impl Link for TcpLink {
     fn submit(&self, request: Request, done: oneshot::Sender<Outcome>) {
         let frame = frame(&request);
         match self.enlist(Waiter { request, done }) {
-            Ok(()) => self.queue.push(frame),
-            Err(waiter) => waiter.lost(LostCause::Disconnected),
+            None => self.queue.push(frame),
+            Some(waiter) => waiter.lost(LostCause::Disconnected),
         }
     }
 
@@ -167,7 +167,7 @@ impl Reader {
             }
             Err(ended) => {
                 // Back among the others, which are about to be told; unless `close` told them already.
-                if let Err(waiter) = self.link.enlist(waiter) {
+                if let Some(waiter) = self.link.enlist(waiter) {
                     waiter.lost(LostCause::Disconnected);
                 }
                 Err(ended)

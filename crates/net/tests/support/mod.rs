@@ -80,7 +80,9 @@ impl TestService {
 
     /// Lets all `Block`s of `key` go, now and later.
     pub fn open(&self, key: u32) {
-        self.open.send_modify(|open| drop(open.insert(key, true)));
+        self.open.send_modify(|open| {
+            open.insert(key, true);
+        });
     }
 
     /// Waits until `Block` was started `count` times.
