@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::remote::RemoteError;
 
 /// Why an operation failed.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum FsError {
     /// The service says no; so does the file system.
     #[error("{rpc}: {errno}")]
@@ -90,10 +90,8 @@ impl FsError {
     pub fn errno(&self) -> Errno {
         match self {
             FsError::Refused { errno, .. } => *errno,
-            FsError::Remote { source, .. } => match source {
-                RemoteError::Refused(errno) => *errno,
-                RemoteError::Unreachable { .. } | RemoteError::TimedOut | RemoteError::Protocol { .. } => Errno::EIO,
-            },
+            FsError::Remote { source: RemoteError::Rpc(error), .. } => error.errno(),
+            FsError::Remote { source: RemoteError::Region(_), .. } => Errno::ENOMEM,
             FsError::NoSuchNode { .. } => Errno::ESTALE,
             FsError::WrongReply { .. } => Errno::EIO,
             FsError::Name(InvalidName::TooLong(_)) => Errno::ENAMETOOLONG,
@@ -121,20 +119,23 @@ impl From<FsError> for Errno {
 
 #[cfg(test)]
 mod tests {
+    use burstfs_net::{RpcError, Waiting};
+
     use super::*;
+
+    fn remote(source: RpcError) -> FsError {
+        FsError::Remote { rpc: "Mkdir", node: NodeIndex::new(2), source: source.into() }
+    }
 
     #[test]
     fn a_service_that_says_no_is_heard() {
         assert_eq!(FsError::Refused { rpc: "Mkdir", errno: Errno::EEXIST }.errno(), Errno::EEXIST);
-        let far =
-            FsError::Remote { rpc: "Mkdir", node: NodeIndex::new(2), source: RemoteError::Refused(Errno::ENOSPC) };
-        assert_eq!(far.errno(), Errno::ENOSPC);
+        assert_eq!(remote(RpcError::Errno(Errno::ENOSPC)).errno(), Errno::ENOSPC);
     }
 
     #[test]
     fn a_node_that_does_not_answer_is_an_i_o_error() {
-        for source in [RemoteError::TimedOut, RemoteError::Unreachable { reason: "refused".into() }] {
-            assert_eq!(FsError::Remote { rpc: "Read", node: NodeIndex::new(1), source }.errno(), Errno::EIO);
-        }
+        assert_eq!(remote(RpcError::Timeout(Waiting::Reply)).errno(), Errno::EIO);
+        assert_eq!(remote(RpcError::Closed).errno(), Errno::EIO);
     }
 }

@@ -31,7 +31,6 @@ mod remote;
 mod statfs;
 mod targets;
 mod xattr;
-mod xid;
 
 use std::sync::Arc;
 
@@ -43,7 +42,7 @@ pub use dir::{PlusEntry, PlusListing};
 pub use error::FsError;
 pub use file::OpenFile;
 pub use namespace::{Credentials, NewFile, NewSpecial, Opened};
-pub use remote::{RemoteBulk, RemoteError, RemoteNode};
+pub use remote::{RemoteError, RemoteNode};
 pub use statfs::FsStatfs;
 pub use targets::{Node, Targets};
 

@@ -1,56 +1,71 @@
-//! What the client needs of a connection to another node.
+//! Another node of the instance, over its channel.
 
-use async_trait::async_trait;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use burstfs_net::{Channel, Client, ClientBulk, Deadline, Region, RegionTooLarge, RpcError};
 use burstfs_proto::mds::{MdsReply, MdsRequest};
-use burstfs_proto::oss::{OssReply, OssRequest};
-use burstfs_types::Errno;
+use burstfs_proto::oss::{OssReply, OssRequest, Read};
 use bytes::Bytes;
 use thiserror::Error;
 
-/// Why another node's service gave no reply.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
+/// Why another node gave no answer that is of use.
+#[derive(Clone, Debug, Error)]
 pub enum RemoteError {
-    /// The service was reached and says no.
-    #[error("{0}")]
-    Refused(Errno),
-    /// No connection, or the peer is known to be gone.
-    #[error("unreachable: {reason}")]
-    Unreachable {
-        /// What the transport says.
-        reason: String,
-    },
-    /// The request's deadline passed.
-    #[error("no answer within the deadline")]
-    TimedOut,
-    /// The peer sent what is not a reply.
-    #[error("broken reply: {reason}")]
-    Protocol {
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// The call failed.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// There can be no memory for what would come.
+    #[error(transparent)]
+    Region(#[from] RegionTooLarge),
 }
 
-/// Memory that goes with a request. It is owned, since a transport may send it again or let the server reach into it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum RemoteBulk {
-    /// None.
-    None,
-    /// What the server gets.
-    Source(Bytes),
-    /// Room for so many bytes that the server puts; the reply brings [`RemoteBulk::Received`].
-    Sink(usize),
-    /// What the server put.
-    Received(Bytes),
+/// The services of another node. Connects when it is first used; a call is sent again over a new connection until its
+/// deadline.
+#[derive(Clone)]
+pub struct RemoteNode {
+    client: Client,
+    channel: Channel,
+    timeout: Duration,
 }
 
-/// The services of another node. An implementation connects when it is first used, resends under the same xid after a
-/// lost connection, and gives up at the request's deadline.
-#[async_trait]
-pub trait RemoteNode: Send + Sync + 'static {
-    /// Calls the node's MDT.
-    async fn mds(&self, request: MdsRequest) -> Result<MdsReply, RemoteError>;
+impl RemoteNode {
+    /// The node at `address`, whose calls may take `timeout` each.
+    pub fn new(client: &Client, address: SocketAddr, timeout: Duration) -> RemoteNode {
+        RemoteNode { client: client.clone(), channel: client.channel(address), timeout }
+    }
 
-    /// Calls the node's OST. A request with [`RemoteBulk::Sink`] is answered with [`RemoteBulk::Received`], any other with
-    /// [`RemoteBulk::None`].
-    async fn oss(&self, request: OssRequest, bulk: RemoteBulk) -> Result<(OssReply, RemoteBulk), RemoteError>;
+    /// The channel: to close it once the node is known to be gone for good.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub(super) async fn mds(&self, request: MdsRequest) -> Result<MdsReply, RemoteError> {
+        let (body, _) = self.exchange(request.opcode(), request.encode(), ClientBulk::None).await?;
+        Ok(MdsReply::decode(request.opcode(), &body).map_err(RpcError::from)?)
+    }
+
+    pub(super) async fn oss(&self, request: OssRequest, source: Option<Bytes>) -> Result<OssReply, RemoteError> {
+        let bulk = source.map_or(ClientBulk::None, |bytes| ClientBulk::Source(bytes.into()));
+        let (body, _) = self.exchange(request.opcode(), request.encode(), bulk).await?;
+        Ok(OssReply::decode(request.opcode(), &body).map_err(RpcError::from)?)
+    }
+
+    /// Reads; the bytes are in memory of the transport's, and stay there.
+    pub(super) async fn read(&self, request: Read) -> Result<(OssReply, Bytes), RemoteError> {
+        let sink = self.client.region(request.len as usize).await?;
+        let request = OssRequest::from(request);
+        let (body, sink) = self.exchange(request.opcode(), request.encode(), ClientBulk::Sink(sink)).await?;
+        let reply = OssReply::decode(request.opcode(), &body).map_err(RpcError::from)?;
+        Ok((reply, Bytes::from_owner(sink.unwrap_or_default())))
+    }
+
+    async fn exchange(
+        &self,
+        opcode: u16,
+        body: Vec<u8>,
+        bulk: ClientBulk,
+    ) -> Result<(Bytes, Option<Region>), RpcError> {
+        self.channel.exchange(opcode, body, bulk, Deadline::after(self.timeout)).await
+    }
 }

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
+use burstfs_net::XidSource;
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_proto::oss::{self, OssReply, OssRequest};
 use burstfs_proto::service::{Bulk, MetadataService, NoBulk, ObjectService};
 use burstfs_proto::{Answer, Rpc};
-use burstfs_types::{ClientId, MdtIndex, NodeIndex, ObjectId, OstIndex, limits};
+use burstfs_types::{MdtIndex, NodeIndex, ObjectId, OstIndex, limits};
 use bytes::Bytes;
 
 use super::bulk::{Lent, Room};
 use super::error::FsError;
-use super::remote::{RemoteBulk, RemoteError, RemoteNode};
-use super::xid::XidSource;
+use super::remote::{RemoteError, RemoteNode};
 
 /// An RPC of the metadata service.
 pub(super) trait MdsRpc: Rpc + Into<MdsRequest> {
@@ -55,7 +55,7 @@ pub enum Node {
         oss: Arc<dyn ObjectService>,
     },
     /// Another node.
-    Remote(Arc<dyn RemoteNode>),
+    Remote(RemoteNode),
 }
 
 /// All nodes of the instance, in the order of their indices.
@@ -65,9 +65,10 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// The targets as the client `client` reaches them.
-    pub fn new(nodes: Vec<Node>, client: ClientId) -> Targets {
-        Targets { nodes, xids: XidSource::new(client) }
+    /// The targets as a client reaches them that numbers its requests with `xids`: the same numbers as those of its
+    /// channels, since a service takes a number for one request only.
+    pub fn new(nodes: Vec<Node>, xids: XidSource) -> Targets {
+        Targets { nodes, xids }
     }
 
     /// How many nodes there are.
@@ -101,8 +102,10 @@ impl Targets {
     pub(super) async fn mds<R: MdsRpc>(&self, mdt: MdtIndex, request: R) -> Result<R::Reply, FsError> {
         let reply = match self.node(mdt.get())? {
             Node::Local { mds, .. } => {
-                let call = self.xids.begin();
-                mds.call(call.caller, request.into()).await.map_err(|errno| FsError::Refused { rpc: R::NAME, errno })?
+                let number = self.xids.take();
+                mds.call(number.caller(), request.into())
+                    .await
+                    .map_err(|errno| FsError::Refused { rpc: R::NAME, errno })?
             }
             Node::Remote(remote) => remote.mds(request.into()).await.map_err(remote_error::<R>(mdt.get()))?,
         };
@@ -114,8 +117,8 @@ impl Targets {
         match self.node(ost.get())? {
             Node::Local { oss, .. } => self.oss_local(oss.as_ref(), request, &mut NoBulk).await,
             Node::Remote(remote) => {
-                let reply = remote.oss(request.into(), RemoteBulk::None).await.map_err(remote_error::<R>(ost.get()))?;
-                R::answer(reply.0).ok_or(FsError::WrongReply { rpc: R::NAME })
+                let reply = remote.oss(request.into(), None).await.map_err(remote_error::<R>(ost.get()))?;
+                R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })
             }
         }
     }
@@ -131,9 +134,8 @@ impl Targets {
         match self.node(ost.get())? {
             Node::Local { oss, .. } => self.oss_local(oss.as_ref(), request, &mut Lent(data)).await,
             Node::Remote(remote) => {
-                let bulk = RemoteBulk::Source(owned());
-                let reply = remote.oss(request.into(), bulk).await.map_err(remote_error::<R>(ost.get()))?;
-                R::answer(reply.0).ok_or(FsError::WrongReply { rpc: R::NAME })
+                let reply = remote.oss(request.into(), Some(owned())).await.map_err(remote_error::<R>(ost.get()))?;
+                R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })
             }
         }
     }
@@ -172,16 +174,12 @@ impl Targets {
             bytes.truncate(read);
             return Ok(bytes.into());
         };
-        let wrong = FsError::WrongReply { rpc: oss::Read::NAME };
         let request = oss::Read { object, offset, len: read_len(len) };
-        let (reply, bulk) =
-            remote.oss(request.into(), RemoteBulk::Sink(len)).await.map_err(remote_error::<oss::Read>(ost.get()))?;
-        let done = oss::Read::answer(reply).ok_or(wrong.clone())?;
-        match bulk {
-            RemoteBulk::Received(bytes) if done.len as usize <= bytes.len().min(len) => {
-                Ok(bytes.slice(..done.len as usize))
-            }
-            _ => Err(wrong),
+        let (reply, bytes) = remote.read(request).await.map_err(remote_error::<oss::Read>(ost.get()))?;
+        let done = oss::Read::answer(reply);
+        match done.filter(|done| done.len as usize <= bytes.len()) {
+            Some(done) => Ok(bytes.slice(..done.len as usize)),
+            None => Err(FsError::WrongReply { rpc: oss::Read::NAME }),
         }
     }
 
@@ -191,9 +189,9 @@ impl Targets {
         request: R,
         bulk: &mut dyn Bulk,
     ) -> Result<R::Reply, FsError> {
-        let call = self.xids.begin();
+        let number = self.xids.take();
         let reply = oss
-            .call(call.caller, request.into(), bulk)
+            .call(number.caller(), request.into(), bulk)
             .await
             .map_err(|errno| FsError::Refused { rpc: R::NAME, errno })?;
         R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use burstfs_net::RpcError;
 use burstfs_proto::mds::XattrMode;
 use burstfs_proto::oss::SeekTarget;
 use burstfs_types::{Attr, Errno};
@@ -26,7 +27,9 @@ use super::convert::{self, BLOCK_BYTES, Blocks, UNKNOWN_INO};
 use super::handles::Handles;
 use super::run::Runner;
 use super::session::FuseConfig;
-use crate::fs::{AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, WriteData};
+use crate::fs::{
+    AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, RemoteError, WriteData,
+};
 
 /// Entries and attributes are valid for no time: another node may change them at any moment.
 const TTL: Duration = Duration::ZERO;
@@ -136,6 +139,9 @@ reply_error!(
 fn refuse<R: ReplyError>(reply: R, error: &FsError) {
     // What a service or an argument refuses is ordinary; what did not arrive is worth a line each.
     match error {
+        FsError::Remote { source: RemoteError::Rpc(RpcError::Errno(_)), .. } => {
+            debug!(%error, "an operation was refused")
+        }
         FsError::Remote { .. } | FsError::WrongReply { .. } => warn!(%error, "an operation failed"),
         _ => debug!(%error, "an operation was refused"),
     }
@@ -314,11 +320,12 @@ impl Filesystem for Adapter {
                 let opened = core.fs.open(ino, truncate).await?;
                 let has_set_id = opened.file.has_set_id();
                 let handle = core.handles.insert(opened.file);
-                if kill_set_id && has_set_id {
-                    if let Err(error) = core.fs.clear_set_id(ino).await {
-                        release(&core, handle).await?;
-                        return Err(error);
-                    }
+                if kill_set_id
+                    && has_set_id
+                    && let Err(error) = core.fs.clear_set_id(ino).await
+                {
+                    release(&core, handle).await?;
+                    return Err(error);
                 }
                 Ok(handle)
             },

@@ -1,0 +1,185 @@
+//! An instance in this process: an MDT and an OST per node, and clients that reach their own node's directly and the
+//! others' over the in-process network.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use burstfs_client::fs::{ClientFs, Node, RemoteNode, Targets};
+use burstfs_mds::{Mdt, MdtConfig, MemoryEngine, ObjectRemover, Peers, SystemClock};
+use burstfs_net::testing::Realm;
+use burstfs_net::{
+    Channel, ChannelLimits, Client, ClientBulk, Deadline, Handler, Identity, InProcess, Peer, ServerConfig,
+    ServerHandle, ServerLimits, Transport, XidSource, serve,
+};
+use burstfs_oss::{Options, Ost};
+use burstfs_proto::hello::Role;
+use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
+use burstfs_proto::oss::{OssRequest, Remove};
+use burstfs_proto::service::{Bulk, Caller, MetadataService, NoBulk, ObjectService};
+use burstfs_types::{ClientId, Errno, Ino, InstanceId, MdtIndex, NodeIndex, OstIndex};
+use tempfile::TempDir;
+use tokio::runtime::{Handle, Runtime};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The share of each OST.
+pub(crate) const CAPACITY: u64 = 1 << 30;
+
+/// One instance. Its root directory is root's, mode 0777.
+pub(crate) struct Cluster {
+    clients: Vec<Arc<ClientFs>>,
+    osts: Vec<Arc<Ost>>,
+    // Servers end before the runtime that runs them.
+    _servers: Vec<ServerHandle>,
+    runtime: Runtime,
+    _directory: TempDir,
+}
+
+impl Cluster {
+    /// An instance of so many nodes.
+    pub(crate) fn new(nodes: usize) -> Cluster {
+        let runtime = Runtime::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
+        let built = runtime.block_on(async { Builder::new(nodes, network, &directory).await });
+        Cluster { clients: built.clients, osts: built.osts, _servers: built.servers, runtime, _directory: directory }
+    }
+
+    /// The file system as a node sees it.
+    pub(crate) fn client(&self, node: usize) -> Arc<ClientFs> {
+        Arc::clone(&self.clients[node])
+    }
+
+    /// Runs a future to its end.
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// Where operations that wait run.
+    pub(crate) fn runtime(&self) -> &Handle {
+        self.runtime.handle()
+    }
+
+    /// The OSTs, to look behind the client's back.
+    pub(crate) fn osts(&self) -> &[Arc<Ost>] {
+        &self.osts
+    }
+}
+
+/// What a cluster is made of.
+struct Builder {
+    clients: Vec<Arc<ClientFs>>,
+    osts: Vec<Arc<Ost>>,
+    servers: Vec<ServerHandle>,
+}
+
+impl Builder {
+    async fn new(nodes: usize, network: Arc<dyn Transport>, directory: &TempDir) -> Builder {
+        let realm = Realm::new();
+        let instance = InstanceId::new("test", 1, 0).unwrap();
+        let (mut mdts, mut osts, mut servers, mut peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for node in 0..nodes {
+            let peer = Arc::new(ChannelPeers::default());
+            let mdt = open_mdt(node, nodes, peer.clone());
+            let options = Options { capacity_bytes: CAPACITY, open_files_max: 256 };
+            let ost = Arc::new(Ost::open(&directory.path().join(format!("ost{node}")), options).unwrap());
+            let listener = network.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+            let limits = ServerLimits::default();
+            let config = ServerConfig { instance: instance.clone(), uid: 0, auth: realm.member(0), limits };
+            let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: ost.clone() });
+            servers.push(serve(listener, config, handler));
+            (mdts.push(mdt), osts.push(ost), peers.push(peer));
+        }
+        let addresses: Vec<_> = servers.iter().map(ServerHandle::address).collect();
+        let mut clients = Vec::new();
+        for node in 0..nodes {
+            let id = ClientId { node: NodeIndex::new(node as u16), incarnation: 1 };
+            let role = Role::Node(id);
+            let identity = Identity { instance: instance.clone(), uid: 0, role, auth: realm.member(0) };
+            let client = Client::new(network.clone(), identity, XidSource::new(id), ChannelLimits::default());
+            let to_node = |(index, address): (usize, &SocketAddr)| {
+                if index == node {
+                    Node::Local { mds: mdts[index].clone(), oss: osts[index].clone() }
+                } else {
+                    Node::Remote(RemoteNode::new(&client, *address, TIMEOUT))
+                }
+            };
+            let targets = addresses.iter().enumerate().map(to_node).collect();
+            let fs = ClientFs::new(Targets::new(targets, client.xids().clone()), id.node);
+            clients.push(Arc::new(fs));
+            peers[node].channels.get_or_init(|| addresses.iter().map(|address| client.channel(*address)).collect());
+            let (mdt, remover) = (mdts[node].clone(), Remover(osts.clone()));
+            tokio::spawn(async move { mdt.run_destroyer(&remover).await });
+        }
+        Builder { clients, osts, servers }
+    }
+}
+
+fn open_mdt(node: usize, nodes: usize, peers: Arc<ChannelPeers>) -> Arc<Mdt> {
+    let config =
+        MdtConfig { mdt: MdtIndex::new(node as u16), mdts: nodes as u16, root_uid: 0, root_gid: 0, root_mode: 0o777 };
+    let engine = Arc::new(MemoryEngine::new());
+    Arc::new(Mdt::open(config, engine, peers, Arc::new(SystemClock)).unwrap())
+}
+
+/// The other MDTs, over the same channels as a node's client has.
+#[derive(Default)]
+struct ChannelPeers {
+    channels: OnceLock<Vec<Channel>>,
+}
+
+#[async_trait]
+impl Peers for ChannelPeers {
+    async fn call(&self, mdt: MdtIndex, request: MdsRequest) -> Result<MdsReply, Errno> {
+        let channel = self.channels.get().and_then(|channels| channels.get(usize::from(mdt.get()))).unwrap();
+        let deadline = Deadline::after(TIMEOUT);
+        let (body, _) = channel.exchange(request.opcode(), request.encode(), ClientBulk::None, deadline).await?;
+        Ok(MdsReply::decode(request.opcode(), &body).unwrap())
+    }
+}
+
+/// Removes objects without a network.
+struct Remover(Vec<Arc<Ost>>);
+
+#[async_trait]
+impl ObjectRemover for Remover {
+    async fn remove(&self, orphans: &[Orphan]) -> Vec<Ino> {
+        let mut by_ost: BTreeMap<OstIndex, Remove> = BTreeMap::new();
+        for (ost, object) in orphans.iter().flat_map(Orphan::objects) {
+            by_ost.entry(ost).or_insert_with(|| Remove { objects: Vec::new() }).objects.push(object);
+        }
+        let xids = XidSource::new(ClientId { node: NodeIndex::new(0), incarnation: 1 });
+        for (ost, remove) in by_ost {
+            let number = xids.take();
+            self.0[usize::from(ost.get())].call(number.caller(), remove.into(), &mut NoBulk).await.unwrap();
+        }
+        orphans.iter().map(|orphan| orphan.ino).collect()
+    }
+}
+
+/// One node's services for the others.
+struct NodeHandler {
+    mds: Arc<Mdt>,
+    oss: Arc<Ost>,
+}
+
+#[async_trait]
+impl Handler for NodeHandler {
+    async fn handle(
+        &self,
+        _peer: &Peer,
+        caller: Caller,
+        opcode: u16,
+        body: &[u8],
+        bulk: &mut dyn Bulk,
+    ) -> Result<Vec<u8>, Errno> {
+        if let Ok(request) = MdsRequest::decode(opcode, body) {
+            return Ok(self.mds.call(caller, request).await?.encode());
+        }
+        let request = OssRequest::decode(opcode, body).map_err(|_| Errno::EPROTO)?;
+        Ok(self.oss.call(caller, request, bulk).await?.encode())
+    }
+}

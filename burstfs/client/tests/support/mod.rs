@@ -1,0 +1,5 @@
+//! What the tests of the client share: an instance in this process, and mounts of it.
+#![allow(dead_code)]
+
+pub(crate) mod cluster;
+pub(crate) mod mount;
