@@ -1,0 +1,509 @@
+//! What the supervisor does about what happens to its instance: the state machine, without any I/O or clock.
+//!
+//! ```text
+//!             staging_in          ready             Stop                 drained
+//!   STARTING ------------> STAGING_IN ----> READY ---------> DRAINING ------------> ENDING(Remove | Hold)
+//!      |  \                 /  |            |  ^ daemon ended   |  ^ daemon ended
+//!      |   \ Stop     Stop /   |            +--+ (restart)      +--+ (restart, without mount)
+//!      |    v             v    |            | too often
+//!      |      CANCELLING       |            v
+//!      |          |            |           LOST ---- Stop ----> DRAINING
+//!      v          v            v
+//!     ENDING(Fail): failed | daemon ended | too long
+//! ```
+//!
+//! Invariants: an outcome is recorded once; nothing is removed after READY without a complete drain; each event returns
+//! the actions in the order in which they are to be done, the journal's step first.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use burstfs_node::control::{DaemonMessage, NodeMessage, Progress, State};
+use burstfs_node::journal::Step;
+use burstfs_types::{Code, Failure};
+
+/// How many restarts of `burstfsd` within [`RESTART_WINDOW`] are one too many.
+const RESTARTS_MAX: usize = 5;
+/// "In a short time".
+const RESTART_WINDOW: Duration = Duration::from_secs(60);
+/// How long a daemon may take to answer a cancel before it is ended.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// How much longer than the daemon's own time-out the supervisor waits for it to say so.
+const START_MARGIN: Duration = Duration::from_secs(10);
+
+/// Where the instance is on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Starting,
+    StagingIn,
+    Ready,
+    /// The job runs, and the daemon is not started again before its end.
+    Lost,
+    Cancelling,
+    Draining,
+    Ending,
+}
+
+impl Phase {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Phase::Starting => "STARTING",
+            Phase::StagingIn => "STAGING_IN",
+            Phase::Ready => "READY",
+            Phase::Lost => "DEGRADED",
+            Phase::Cancelling => "CANCELLING",
+            Phase::Draining => "DRAINING",
+            Phase::Ending => "ENDING",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Event {
+    /// `burstfsd` said something.
+    Said(DaemonMessage),
+    /// `burstfsd` is gone, or cannot be talked to any more (it is then ended); how, and its last words.
+    DaemonEnded(String),
+    /// The job's end on this node.
+    Stop,
+    /// [`Machine::deadline`] has passed.
+    TimedOut,
+}
+
+/// What to do.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Action {
+    /// Write the step to the journal.
+    Journal(Step),
+    /// Tell the plugin.
+    RecordReady(BTreeMap<String, String>),
+    /// Tell the plugin; `announce` when no daemon could tell the other nodes, so that Slurm has to.
+    RecordFailed { failure: Failure, announce: bool },
+    /// Tell `burstfsd`, if there is one.
+    Send(NodeMessage),
+    /// Abort a mount whose daemon is gone.
+    AbortMount,
+    /// Unmount; with force when nobody serves it or it is busy.
+    Unmount,
+    /// Mount (again).
+    Mount,
+    /// Start `burstfsd` again.
+    Restart { serves_mount: bool },
+    /// End `burstfsd`: with time to exit by itself, or at once.
+    EndDaemon { patiently: bool },
+    /// Put something unexpected into the log.
+    Warn(Failure),
+    /// The last action.
+    Finish(Finish),
+}
+
+/// What is left of the instance on this node.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Finish {
+    /// Nothing but the outcome of a failed start, until the job's end.
+    Fail,
+    /// Nothing.
+    Remove,
+    /// The data.
+    Hold(Failure),
+}
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) start: Duration,
+    pub(crate) no_progress: Duration,
+}
+
+/// The state. `now` is the time since any fixed moment.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    phase: Phase,
+    patience: Patience,
+    deadline: Option<Duration>,
+    progress: Progress,
+    restarts: VecDeque<Duration>,
+    restart_count: u32,
+}
+
+impl Machine {
+    /// A daemon has just been started in `phase`.
+    pub(crate) fn new(phase: Phase, patience: Patience, now: Duration) -> Machine {
+        let mut machine = Machine {
+            phase,
+            patience,
+            deadline: None,
+            progress: Progress::default(),
+            restarts: VecDeque::new(),
+            restart_count: 0,
+        };
+        machine.deadline = match phase {
+            Phase::Starting | Phase::Ready => machine.start_deadline(now),
+            _ => machine.progress_deadline(now),
+        };
+        machine
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// When [`Event::TimedOut`] is due.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// The latest counters.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// How often the daemon was started again.
+    pub(crate) fn restart_count(&self) -> u32 {
+        self.restart_count
+    }
+
+    /// What to do about `event`.
+    pub(crate) fn apply(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        if let Event::Said(DaemonMessage::Progress(progress)) = event {
+            self.note_progress(progress, now);
+            return Vec::new();
+        }
+        match self.phase {
+            Phase::Starting | Phase::StagingIn => self.while_starting(event, now),
+            Phase::Ready | Phase::Lost => self.while_ready(event, now),
+            Phase::Cancelling => self.while_cancelling(event, now),
+            Phase::Draining => self.while_draining(event, now),
+            Phase::Ending => Vec::new(),
+        }
+    }
+
+    fn start_deadline(&self, now: Duration) -> Option<Duration> {
+        Some(now + self.patience.start + START_MARGIN)
+    }
+
+    fn progress_deadline(&self, now: Duration) -> Option<Duration> {
+        Some(now + self.patience.no_progress)
+    }
+
+    fn note_progress(&mut self, progress: Progress, now: Duration) {
+        let advanced = progress.is_beyond(&self.progress);
+        if advanced {
+            self.progress = progress;
+        } else {
+            // Counters that fall and rise again are no progress.
+            self.progress.used_bytes = progress.used_bytes;
+        }
+        if advanced && matches!(self.phase, Phase::StagingIn | Phase::Draining) {
+            self.deadline = self.progress_deadline(now);
+        }
+    }
+
+    fn while_starting(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        match event {
+            Event::Said(DaemonMessage::State(State::StagingIn)) => {
+                if self.phase == Phase::Starting {
+                    self.phase = Phase::StagingIn;
+                    self.deadline = self.progress_deadline(now);
+                }
+                Vec::new()
+            }
+            Event::Said(DaemonMessage::Ready { environment }) => self.become_ready(environment),
+            Event::Said(DaemonMessage::Failed(failure)) => self.fail(failure, false, true),
+            Event::Said(DaemonMessage::Drained { .. }) => {
+                let failure = Failure::new(Code::Internal, "burstfsd said that it has drained before it was ready");
+                self.fail(failure, true, false)
+            }
+            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_)) => Vec::new(),
+            Event::DaemonEnded(words) => {
+                let failure = Failure::new(Code::DaemonFailed, format!("burstfsd could not start: {words}"));
+                self.fail(failure, true, false)
+            }
+            Event::TimedOut => {
+                let what = if self.phase == Phase::Starting { "did not start in time" } else { "made no progress" };
+                self.fail(Failure::new(Code::DaemonFailed, format!("burstfsd {what}")), true, false)
+            }
+            Event::Stop => {
+                self.phase = Phase::Cancelling;
+                self.deadline = Some(now + CANCEL_GRACE);
+                vec![Action::Send(NodeMessage::Cancel)]
+            }
+        }
+    }
+
+    fn become_ready(&mut self, environment: BTreeMap<String, String>) -> Vec<Action> {
+        self.phase = Phase::Ready;
+        self.deadline = None;
+        vec![Action::Journal(Step::Ready), Action::RecordReady(environment)]
+    }
+
+    fn fail(&mut self, failure: Failure, announce: bool, patiently: bool) -> Vec<Action> {
+        self.phase = Phase::Ending;
+        self.deadline = None;
+        vec![
+            Action::RecordFailed { failure, announce },
+            Action::EndDaemon { patiently },
+            Action::AbortMount,
+            Action::Finish(Finish::Fail),
+        ]
+    }
+
+    fn while_cancelling(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let cancelled = || Failure::new(Code::Cancelled, "the job ended while its file system was started");
+        match event {
+            // The daemon was faster than the cancel: every node is ready, so all end together, as after any job.
+            Event::Said(DaemonMessage::Ready { environment }) => {
+                let mut actions = self.become_ready(environment);
+                actions.extend(self.begin_drain(now));
+                actions
+            }
+            Event::Said(DaemonMessage::Failed(_)) => self.fail(cancelled(), false, true),
+            Event::DaemonEnded(_) | Event::TimedOut => self.fail(cancelled(), false, false),
+            Event::Said(_) | Event::Stop => Vec::new(),
+        }
+    }
+
+    fn while_ready(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        match event {
+            Event::Stop => self.begin_drain(now),
+            Event::DaemonEnded(words) => self.restart_serving(&words, now),
+            Event::TimedOut => vec![
+                Action::Warn(Failure::new(Code::DaemonLost, "burstfsd did not come back in time after its restart")),
+                Action::EndDaemon { patiently: false },
+            ]
+            .into_iter()
+            .chain(self.restart_serving("it hung", now))
+            .collect(),
+            // A restarted daemon says again how it gets on; the outcome has been recorded long before.
+            Event::Said(DaemonMessage::Ready { .. }) => {
+                self.deadline = None;
+                Vec::new()
+            }
+            Event::Said(DaemonMessage::Failed(failure)) => vec![Action::Warn(failure)],
+            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Drained { .. }) => {
+                Vec::new()
+            }
+        }
+    }
+
+    fn begin_drain(&mut self, now: Duration) -> Vec<Action> {
+        let was_lost = self.phase == Phase::Lost;
+        self.phase = Phase::Draining;
+        self.deadline = self.progress_deadline(now);
+        let mut actions = vec![Action::Journal(Step::Drain), Action::Unmount];
+        if was_lost {
+            self.restarts.clear();
+            actions.push(Action::Restart { serves_mount: false });
+        }
+        actions.push(Action::Send(NodeMessage::ClientGone));
+        actions
+    }
+
+    /// Notes a restart; `false` when there were too many.
+    fn may_restart(&mut self, now: Duration) -> bool {
+        self.restarts.push_back(now);
+        while self.restarts.front().is_some_and(|at| now.saturating_sub(*at) > RESTART_WINDOW) {
+            self.restarts.pop_front();
+        }
+        let allowed = self.restarts.len() <= RESTARTS_MAX;
+        self.restart_count += u32::from(allowed);
+        allowed
+    }
+
+    fn restart_serving(&mut self, words: &str, now: Duration) -> Vec<Action> {
+        if !self.may_restart(now) {
+            self.phase = Phase::Lost;
+            self.deadline = None;
+            let message = format!("burstfsd ended {} times in a row: {words}", RESTARTS_MAX + 1);
+            return vec![Action::Warn(Failure::new(Code::DaemonLost, message)), Action::AbortMount];
+        }
+        self.deadline = self.start_deadline(now);
+        vec![
+            Action::Warn(Failure::new(Code::DaemonRestarted, format!("burstfsd ended: {words}; it is started again"))),
+            Action::AbortMount,
+            Action::Mount,
+            Action::Restart { serves_mount: true },
+        ]
+    }
+
+    fn while_draining(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        match event {
+            Event::Said(DaemonMessage::Drained { complete, failure }) => self.drained(complete, failure),
+            Event::Said(DaemonMessage::Failed(failure)) => self.hold(failure, true),
+            Event::DaemonEnded(words) if self.may_restart(now) => {
+                self.deadline = self.progress_deadline(now);
+                // What the next one does counts from 0.
+                self.progress = Progress { used_bytes: self.progress.used_bytes, ..Progress::default() };
+                let message = format!("burstfsd ended while it drained: {words}; it is started again");
+                vec![
+                    Action::Warn(Failure::new(Code::DaemonRestarted, message)),
+                    Action::Restart { serves_mount: false },
+                    Action::Send(NodeMessage::ClientGone),
+                ]
+            }
+            Event::DaemonEnded(words) => {
+                let message = format!("burstfsd ended {} times while it drained: {words}", RESTARTS_MAX + 1);
+                self.hold(Failure::new(Code::DrainIncomplete, message), false)
+            }
+            Event::TimedOut => {
+                let message = format!("the drain made no progress for {} s", self.patience.no_progress.as_secs());
+                self.hold(Failure::new(Code::DrainIncomplete, message), false)
+            }
+            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Ready { .. })
+            | Event::Stop => Vec::new(),
+        }
+    }
+
+    fn drained(&mut self, complete: bool, failure: Option<Failure>) -> Vec<Action> {
+        if !complete {
+            let unnamed = || Failure::new(Code::DrainIncomplete, "burstfsd gave no reason");
+            return self.hold(failure.unwrap_or_else(unnamed), true);
+        }
+        self.phase = Phase::Ending;
+        self.deadline = None;
+        let mut actions = vec![Action::Journal(Step::Drained { complete: true })];
+        actions.extend(failure.map(Action::Warn));
+        actions.extend([Action::EndDaemon { patiently: true }, Action::Finish(Finish::Remove)]);
+        actions
+    }
+
+    fn hold(&mut self, failure: Failure, patiently: bool) -> Vec<Action> {
+        self.phase = Phase::Ending;
+        self.deadline = None;
+        vec![
+            Action::Journal(Step::Held { failure: failure.clone() }),
+            Action::EndDaemon { patiently },
+            Action::Finish(Finish::Hold(failure)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience = Patience { start: Duration::from_secs(60), no_progress: Duration::from_secs(600) };
+
+    fn machine(phase: Phase) -> Machine {
+        Machine::new(phase, PATIENCE, Duration::ZERO)
+    }
+
+    fn ended() -> Event {
+        Event::DaemonEnded("killed by signal 9".to_owned())
+    }
+
+    fn ready() -> Event {
+        Event::Said(DaemonMessage::Ready { environment: BTreeMap::new() })
+    }
+
+    fn finish(actions: &[Action]) -> Option<&Finish> {
+        match actions.last() {
+            Some(Action::Finish(finish)) => Some(finish),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_ordinary_life() {
+        let mut machine = machine(Phase::Starting);
+        assert!(machine.apply(Event::Said(DaemonMessage::State(State::StagingIn)), Duration::ZERO).is_empty());
+        assert_eq!(machine.phase(), Phase::StagingIn);
+        let actions = machine.apply(ready(), Duration::ZERO);
+        assert_eq!(actions[0], Action::Journal(Step::Ready));
+        assert_eq!(machine.deadline(), None, "a job runs as long as it runs");
+        let actions = machine.apply(Event::Stop, Duration::ZERO);
+        let expected = [Action::Journal(Step::Drain), Action::Unmount, Action::Send(NodeMessage::ClientGone)];
+        assert_eq!(actions, expected);
+        let drained = Event::Said(DaemonMessage::Drained { complete: true, failure: None });
+        assert_eq!(finish(&machine.apply(drained, Duration::ZERO)), Some(&Finish::Remove));
+        assert!(machine.apply(ended(), Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn nothing_is_removed_after_ready_without_a_complete_drain() {
+        let incomplete = DaemonMessage::Drained { complete: false, failure: None };
+        let failed = DaemonMessage::Failed(Failure::new(Code::DrainFailed, "quota"));
+        for event in [Event::Said(incomplete), Event::Said(failed), Event::TimedOut] {
+            let mut machine = machine(Phase::Ready);
+            machine.apply(Event::Stop, Duration::ZERO);
+            let actions = machine.apply(event.clone(), Duration::ZERO);
+            assert!(matches!(finish(&actions), Some(Finish::Hold(_))), "{event:?}");
+            assert!(matches!(actions[0], Action::Journal(Step::Held { .. })), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_start_is_recorded_and_undone() {
+        let failure = Failure::new(Code::StageInFailed, "no such file");
+        for (event, announced) in
+            [(Event::Said(DaemonMessage::Failed(failure)), false), (ended(), true), (Event::TimedOut, true)]
+        {
+            for phase in [Phase::Starting, Phase::StagingIn] {
+                let actions = machine(phase).apply(event.clone(), Duration::ZERO);
+                let Action::RecordFailed { announce, .. } = &actions[0] else { panic!("{actions:?}") };
+                assert_eq!(*announce, announced);
+                assert_eq!(finish(&actions), Some(&Finish::Fail));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancel_that_comes_too_late_drains() {
+        let mut machine = machine(Phase::Starting);
+        assert_eq!(machine.apply(Event::Stop, Duration::ZERO), [Action::Send(NodeMessage::Cancel)]);
+        let actions = machine.apply(ready(), Duration::ZERO);
+        assert_eq!(machine.phase(), Phase::Draining);
+        assert_eq!(actions.last(), Some(&Action::Send(NodeMessage::ClientGone)));
+    }
+
+    #[test]
+    fn a_cancelled_start_ends_without_a_drain() {
+        for event in [ended(), Event::TimedOut, Event::Said(DaemonMessage::Failed(Failure::new(Code::Cancelled, "")))] {
+            let mut machine = machine(Phase::StagingIn);
+            machine.apply(Event::Stop, Duration::ZERO);
+            assert_eq!(finish(&machine.apply(event, Duration::ZERO)), Some(&Finish::Fail));
+        }
+    }
+
+    #[test]
+    fn gives_up_after_five_restarts_in_a_row_and_tries_again_for_the_drain() {
+        let mut machine = machine(Phase::Ready);
+        for n in 1..=5 {
+            let actions = machine.apply(ended(), Duration::from_secs(n));
+            assert_eq!(actions.last(), Some(&Action::Restart { serves_mount: true }));
+        }
+        let actions = machine.apply(ended(), Duration::from_secs(6));
+        assert_eq!(machine.phase(), Phase::Lost);
+        assert_eq!(actions.last(), Some(&Action::AbortMount));
+        assert_eq!(machine.restart_count(), 5);
+        let actions = machine.apply(Event::Stop, Duration::from_secs(7));
+        assert!(actions.contains(&Action::Restart { serves_mount: false }));
+        for n in 0..5 {
+            assert_eq!(finish(&machine.apply(ended(), Duration::from_secs(8 + n))), None);
+        }
+        assert!(matches!(finish(&machine.apply(ended(), Duration::from_secs(13))), Some(Finish::Hold(_))));
+    }
+
+    #[test]
+    fn restarts_that_are_far_apart_do_not_add_up() {
+        let mut machine = machine(Phase::Ready);
+        for n in 0..100 {
+            machine.apply(ended(), Duration::from_secs(61 * n));
+            assert_eq!(machine.phase(), Phase::Ready);
+        }
+    }
+
+    #[test]
+    fn progress_postpones_the_end_of_patience_and_noise_does_not() {
+        let mut machine = machine(Phase::Ready);
+        machine.apply(Event::Stop, Duration::ZERO);
+        let at = |n| Duration::from_secs(n);
+        let said = |bytes_done| Event::Said(DaemonMessage::Progress(Progress { bytes_done, ..Progress::default() }));
+        machine.apply(said(1), at(100));
+        assert_eq!(machine.deadline(), Some(at(700)));
+        machine.apply(said(1), at(200));
+        machine.apply(Event::Said(DaemonMessage::State(State::Draining)), at(300));
+        assert_eq!(machine.deadline(), Some(at(700)));
+    }
+}

@@ -1,0 +1,48 @@
+//! What the helper needs of the site's configuration.
+
+use std::path::{Path, PathBuf};
+
+use burstfs_config::SiteConfig;
+use burstfs_node::description::{Network, Timeouts};
+
+use crate::error::NodeError;
+
+/// The site's choices.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) nvme: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) log_dir: PathBuf,
+    pub(crate) mount_base: PathBuf,
+    pub(crate) daemon: PathBuf,
+    pub(crate) default_bytes_per_node: u64,
+    pub(crate) max_bytes_per_node: Option<u64>,
+    pub(crate) network: Network,
+    pub(crate) timeouts: Timeouts,
+}
+
+impl Settings {
+    /// Reads the configuration; root believes it only when nobody else could have written it.
+    pub(crate) fn load(path: &Path) -> Result<Settings, NodeError> {
+        let config = SiteConfig::load(path).map_err(|error| error.failure())?;
+        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Ok(Settings {
+            nvme: config.nvme,
+            run_dir: config.run_dir,
+            log_dir: config.log_dir,
+            mount_base: config.mount_base,
+            daemon: config.programs.daemon,
+            default_bytes_per_node: config.default_capacity.bytes(),
+            max_bytes_per_node: config.max_per_node.map(|size| size.bytes()),
+            network: Network {
+                mgs_port_base: config.network.mgs_port_base,
+                mgs_port_count: config.network.mgs_port_count,
+                transport: config.network.transport,
+            },
+            timeouts: Timeouts {
+                start_ms: millis(config.timeouts.start),
+                no_progress_ms: millis(config.timeouts.no_progress),
+            },
+        })
+    }
+}

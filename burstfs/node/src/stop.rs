@@ -1,0 +1,46 @@
+//! `burstfs-node stop`: a job's epilog on this node. Waits until the instance is drained and gone, or kept with a reason.
+
+use burstfs_types::{Code, InstanceId};
+
+use crate::error::NodeError;
+use crate::log;
+use crate::request::{JobKey, Variables};
+use crate::settings::Settings;
+use crate::store::{RunBase, Storage};
+use crate::takeover;
+
+/// Ends the instances of the job on this node. Slurm runs epilogs late, twice, and where there was no prolog.
+pub(crate) fn run(settings: &Settings, variables: Variables<'_>) -> Result<(), NodeError> {
+    let key = JobKey::read(variables)?;
+    let run_base = RunBase::open(&settings.run_dir)?;
+    let mut result = Ok(());
+    for instance in known(settings, &run_base)?.into_iter().filter(|instance| key.covers(instance)) {
+        match takeover::end(settings, &run_base, &instance) {
+            Ok(report) => tell(&instance, &report.held, &report.warnings),
+            // The others are ended all the same.
+            Err(error) => result = Err(error),
+        }
+    }
+    result
+}
+
+fn tell(instance: &InstanceId, held: &Option<burstfs_types::Failure>, warnings: &[burstfs_types::Failure]) {
+    for warning in warnings {
+        log::warning!("{instance}: {warning}");
+    }
+    if let Some(why) = held {
+        log::warning!("{instance}: {}: data is kept on this node: {why}", Code::Held);
+    }
+}
+
+/// Every instance of which anything is on this node.
+pub(crate) fn known(settings: &Settings, run_base: &RunBase) -> Result<Vec<InstanceId>, NodeError> {
+    let mut instances = run_base.instances()?;
+    match Storage::open(&settings.nvme) {
+        Ok(storage) => instances.extend(storage.instances()?),
+        Err(failure) => log::warning!("{failure}"),
+    }
+    instances.sort();
+    instances.dedup();
+    Ok(instances)
+}

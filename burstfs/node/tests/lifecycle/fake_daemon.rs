@@ -1,0 +1,198 @@
+//! A `burstfsd` that keeps the protocol and no files. It checks what a real one relies on.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use burstfs_node::control::{CONTROL_FD, DaemonMessage, FUSE_FD, LineDecoder, NodeMessage, State, encode};
+use burstfs_node::description::InstanceDescription;
+use burstfs_types::{Code, Failure};
+
+struct Stage {
+    control: UnixStream,
+    decoder: LineDecoder,
+}
+
+impl Stage {
+    fn say(&mut self, message: &DaemonMessage) {
+        let _ = self.control.write_all(&encode(message).unwrap());
+    }
+
+    /// The next message; `None` when the supervisor is gone.
+    fn hear(&mut self) -> Option<NodeMessage> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(message) = self.decoder.next_message().unwrap() {
+                return Some(message);
+            }
+            match self.control.read(&mut buffer) {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.decoder.push(&buffer[..count]),
+            }
+        }
+    }
+}
+
+pub(crate) fn play() {
+    // SAFETY: the supervisor put the control socket there.
+    let control = UnixStream::from(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
+    let mut stage = Stage { control, decoder: LineDecoder::default() };
+    let Some(NodeMessage::Start(description)) = stage.hear() else { panic!("no start message") };
+    check_surroundings(&description);
+    if description.serves_mount {
+        // SAFETY: the supervisor put the device there.
+        let device = File::from(unsafe { OwnedFd::from_raw_fd(FUSE_FD) });
+        std::thread::spawn(move || serve(device));
+    }
+    std::fs::write(description.data_dir.join("lives"), format!("{}\n", description.restarted)).unwrap();
+    let part = description.work_dir.file_name().unwrap().to_str().unwrap().to_owned();
+    stage.say(&DaemonMessage::State(State::Starting));
+    act(&mut stage, &part, &description);
+}
+
+fn act(stage: &mut Stage, part: &str, description: &InstanceDescription) {
+    match part {
+        "dies-at-start" => {
+            eprintln!("cannot open\nmdt/CURRENT: \u{1b}[31mbad");
+            std::process::exit(3);
+        }
+        "fails" => stage.say(&DaemonMessage::Failed(Failure::new(Code::StageInFailed, "/lus/in: no such file"))),
+        "evil-environment" => {
+            let environment = BTreeMap::from([("LD_PRELOAD".to_owned(), "/tmp/evil.so".to_owned())]);
+            stage.say(&DaemonMessage::Ready { environment });
+        }
+        "nonsense" => stage.control.write_all(b"{\"ready\":\n").unwrap(),
+        "never-ready" => stage.say(&DaemonMessage::State(State::StagingIn)),
+        "dies-on-restart" if description.restarted && description.serves_mount => std::process::exit(4),
+        _ => {
+            let environment = BTreeMap::from([("BURSTFS".to_owned(), description.mount.display().to_string())]);
+            stage.say(&DaemonMessage::Ready { environment });
+        }
+    }
+    loop {
+        match stage.hear() {
+            Some(NodeMessage::ClientGone) => drain(stage, part, description),
+            Some(NodeMessage::Cancel) => {
+                stage.say(&DaemonMessage::Failed(Failure::new(Code::Cancelled, "cancelled")));
+            }
+            Some(NodeMessage::Stop) => return,
+            Some(NodeMessage::Start(_)) => panic!("started twice"),
+            // A real one goes on serving without its supervisor.
+            None => loop {
+                std::thread::park();
+            },
+        }
+    }
+}
+
+fn drain(stage: &mut Stage, part: &str, description: &InstanceDescription) {
+    stage.say(&DaemonMessage::State(State::Draining));
+    let held = Failure::new(Code::DrainFailed, "quota exceeded on /lus");
+    match part {
+        "held" => stage.say(&DaemonMessage::Drained { complete: false, failure: Some(held) }),
+        "dies-in-drain" if !description.restarted => std::process::exit(5),
+        "hangs-in-drain" => {}
+        _ => stage.say(&DaemonMessage::Drained { complete: true, failure: None }),
+    }
+}
+
+/// No privilege, no descriptor, no variable that it should not have.
+fn check_surroundings(description: &InstanceDescription) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    let (uid, gid) = (description.uid, description.gid);
+    assert_eq!(field("Uid:"), format!("{uid} {uid} {uid} {uid}"));
+    assert_eq!(field("Gid:"), format!("{gid} {gid} {gid} {gid}"));
+    assert_eq!(field("Groups:"), gid.to_string());
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(field("SigBlk:"), "0000000000000000");
+    let mut descriptors: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    descriptors.sort_unstable();
+    // The last one is that of the listing itself.
+    descriptors.pop();
+    let expected = if description.serves_mount { vec![0, 1, 2, 3, FUSE_FD] } else { vec![0, 1, 2, 3] };
+    assert_eq!(
+        descriptors.iter().filter(|fd| **fd != FUSE_FD || description.serves_mount).copied().collect::<Vec<_>>(),
+        expected
+    );
+    let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
+    assert!(names.iter().all(|name| name == "PATH" || name == "SLURM_CONF"), "{names:?}");
+    assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+    // SAFETY: asks only.
+    assert_eq!(unsafe { libc::getsid(0) }, std::process::id().cast_signed(), "a session of its own");
+}
+
+/// Answers the kernel's first question and the one about the root directory; everything else does not exist.
+fn serve(device: File) {
+    let mut request = vec![0; 1 << 20];
+    loop {
+        let Ok(count) = (&device).read(&mut request) else { return };
+        if count < 40 {
+            return;
+        }
+        let opcode = u32::from_le_bytes(request[4..8].try_into().unwrap());
+        let unique = &request[8..16];
+        let (errno, body) = match opcode {
+            // FORGET, BATCH_FORGET, INTERRUPT have no answer.
+            2 | 36 | 42 => continue,
+            26 => (0, init_reply(&request)),
+            3 => (0, attr_reply()),
+            // OPEN, OPENDIR
+            14 | 27 => (0, vec![0; 16]),
+            // READ, READDIR: the end. FLUSH, RELEASE, RELEASEDIR, DESTROY, ACCESS: fine.
+            15 | 28 | 25 | 18 | 29 | 38 | 34 => (0, Vec::new()),
+            _ => (libc::ENOENT, Vec::new()),
+        };
+        let mut reply = Vec::with_capacity(16 + body.len());
+        reply.extend(u32::try_from(16 + body.len()).unwrap().to_le_bytes());
+        reply.extend((-errno).to_le_bytes());
+        reply.extend(unique);
+        reply.extend(body);
+        if (&device).write_all(&reply).is_err() {
+            return;
+        }
+    }
+}
+
+/// `fuse_init_out` of 7.31: 64 bytes.
+fn init_reply(request: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(7_u32.to_le_bytes());
+    out.extend(31_u32.to_le_bytes());
+    out.extend(&request[48..52]);
+    out.extend(0_u32.to_le_bytes());
+    out.extend([0; 4]);
+    out.extend(65_536_u32.to_le_bytes());
+    out.extend(1_u32.to_le_bytes());
+    out.resize(64, 0);
+    out
+}
+
+/// `fuse_attr_out` of a directory of the daemon's user: 104 bytes.
+fn attr_reply() -> Vec<u8> {
+    let mut out = vec![0; 16];
+    // ino, size, blocks, three times
+    out.extend(1_u64.to_le_bytes());
+    out.extend([0; 40]);
+    out.extend([0; 12]);
+    out.extend(0o40_700_u32.to_le_bytes());
+    out.extend(2_u32.to_le_bytes());
+    // SAFETY: asks only.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    out.extend(uid.to_le_bytes());
+    out.extend(gid.to_le_bytes());
+    out.resize(104, 0);
+    out
+}

@@ -1,0 +1,429 @@
+//! What a node goes through.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+use std::time::Instant;
+
+use burstfs_node::outcome::Verdict;
+use burstfs_types::Code;
+
+use crate::node::{Job, Node, is_running, job, spec, wait_until};
+
+pub(crate) type Scenario = fn(&Node);
+
+pub(crate) const ALL: &[(&str, Scenario)] = &[
+    ("ready_and_stop", ready_and_stop),
+    ("start_twice", start_twice),
+    ("double_stop", double_stop),
+    ("stop_without_restart_count", stop_without_restart_count),
+    ("daemon_says_failed", daemon_says_failed),
+    ("daemon_dies_at_start", daemon_dies_at_start),
+    ("daemon_cannot_be_executed", daemon_cannot_be_executed),
+    ("hostile_daemon", hostile_daemon),
+    ("cancel_while_staging", cancel_while_staging),
+    ("stage_in_hangs", stage_in_hangs),
+    ("nvme_missing", nvme_missing),
+    ("nvme_full", nvme_full),
+    ("hostile_request", hostile_request),
+    ("daemon_killed_and_restarted", daemon_killed_and_restarted),
+    ("daemon_keeps_dying", daemon_keeps_dying),
+    ("daemon_dies_in_drain", daemon_dies_in_drain),
+    ("drain_hangs", drain_hangs),
+    ("supervisor_killed_then_stop", supervisor_killed_then_stop),
+    ("both_killed_then_stop", both_killed_then_stop),
+    ("both_killed_then_recover", both_killed_then_recover),
+    ("recover_leaves_a_serving_daemon_alone", recover_leaves_a_serving_daemon_alone),
+    ("supervisor_killed_while_starting", supervisor_killed_while_starting),
+    ("hostile_data_tree", hostile_data_tree),
+    ("busy_mount", busy_mount),
+    ("held_and_gc", held_and_gc),
+    ("reboot_with_data_in_use", reboot_with_data_in_use),
+    ("reboot_while_starting", reboot_while_starting),
+    ("requeued_job", requeued_job),
+    ("overhead", overhead),
+];
+
+fn ready_and_stop(node: &Node) {
+    let job = job(1, "plain");
+    let Verdict::Ready { environment } = node.start(&job) else { panic!("{:?}", node.outcome(&job)) };
+    assert_eq!(environment["BURSTFS"], node.mount(&job).to_str().unwrap());
+    assert!(fs::read_dir(node.mount(&job)).is_err(), "root is not the user, and the directory is the user's alone");
+    let listed = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "ls"])
+        .arg(node.mount(&job))
+        .status();
+    assert!(listed.unwrap().success());
+    let row = node.listed(&job);
+    assert_eq!((row["state"].as_str(), row["user"].as_str()), (Some("READY"), Some("nobody")));
+    assert_eq!(row["capacity_bytes"], 16 << 20);
+    let mode = fs::metadata(node.data(&job)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    assert_eq!(node.stop(&job), "");
+}
+
+fn start_twice(node: &Node) {
+    let job = job(2, "plain");
+    node.start_ready(&job);
+    let pid = node.pid(&job, "supervisor_pid");
+    node.start_ready(&job);
+    assert_eq!(node.pid(&job, "supervisor_pid"), pid);
+    let other = job.clone().with("SLURM_NODELIST", "node[2-3]");
+    let output = node.job_command("start", &other).output().unwrap();
+    assert!(output.status.success());
+    assert!(matches!(node.outcome(&job), Verdict::Ready { .. }), "another's start does not touch it");
+    node.stop(&job);
+}
+
+fn double_stop(node: &Node) {
+    let job = job(3, "plain");
+    node.start_ready(&job);
+    let stops: Vec<_> = (0..3).map(|_| node.job_command("stop", &job).spawn().unwrap()).collect();
+    for mut stop in stops {
+        assert!(stop.wait().unwrap().success());
+    }
+    node.assert_clean();
+    assert_eq!(node.stop(&job), "", "nothing is there");
+}
+
+fn stop_without_restart_count(node: &Node) {
+    node.start_ready(&job(4, "plain"));
+    node.stop(&Job { restart_count: None, ..job(4, "plain") });
+}
+
+fn daemon_says_failed(node: &Node) {
+    let job = job(5, "fails");
+    let (code, message) = node.start_failed(&job);
+    assert_eq!((code, message.as_str()), (Code::StageInFailed, "/lus/in: no such file"));
+    wait_until("the data to go", || !node.data(&job).exists());
+    assert_eq!(node.scontrol_calls(), "", "the daemons tell one another");
+    node.stop(&job);
+}
+
+fn daemon_dies_at_start(node: &Node) {
+    let job = job(6, "dies-at-start");
+    let (code, message) = node.start_failed(&job);
+    assert_eq!(code, Code::DaemonFailed);
+    assert!(message.contains("exit status 3: cannot open / mdt/CURRENT:  [31mbad"), "{message:?}");
+    node.stop(&job);
+    let calls = node.scontrol_calls();
+    assert!(calls.starts_with("update jobid=6 admincomment=burstfs: E203: node2: burstfsd could not start"), "{calls}");
+}
+
+fn daemon_cannot_be_executed(node: &Node) {
+    fs::rename(node.path("bin/burstfsd"), node.path("bin/gone")).unwrap();
+    let job = job(7, "plain");
+    let (code, message) = node.start_failed(&job);
+    fs::rename(node.path("bin/gone"), node.path("bin/burstfsd")).unwrap();
+    assert_eq!(code, Code::DaemonFailed);
+    assert!(message.contains("No such file or directory"), "{message}");
+    node.stop(&job);
+}
+
+fn hostile_daemon(node: &Node) {
+    for part in ["evil-environment", "nonsense"] {
+        let job = job(8, part);
+        assert_eq!(node.start_failed(&job).0, Code::DaemonFailed, "{part}");
+        node.stop(&job);
+    }
+}
+
+fn cancel_while_staging(node: &Node) {
+    let job = job(9, "never-ready");
+    let mut start = node.job_command("start", &job).spawn().unwrap();
+    wait_until("the stage-in", || node.listed(&job)["state"] == "STAGING_IN");
+    node.stop(&job);
+    assert!(start.wait().unwrap().success());
+    // The start may have been too late to find what the stop has removed; then it says so, for nobody.
+    node.stop(&job);
+}
+
+fn stage_in_hangs(node: &Node) {
+    node.configure("30s", "100ms");
+    let job = job(10, "never-ready");
+    let (code, message) = node.start_failed(&job);
+    assert_eq!((code, message.as_str()), (Code::DaemonFailed, "burstfsd made no progress"));
+    node.stop(&job);
+}
+
+fn nvme_missing(node: &Node) {
+    fs::remove_dir(node.path("nvme")).unwrap();
+    let job = job(11, "plain");
+    assert_eq!(node.start_failed(&job).0, Code::NvmeMissing);
+    assert!(node.scontrol_calls().contains("E201: node2: "), "{}", node.scontrol_calls());
+    node.stop(&job);
+    symlink(node.path("elsewhere"), node.path("nvme")).unwrap();
+    assert_eq!(node.start_failed(&job).0, Code::NvmeMissing);
+    node.stop(&job);
+    fs::remove_file(node.path("nvme")).unwrap();
+    fs::create_dir(node.path("nvme")).unwrap();
+    fs::set_permissions(node.path("nvme"), PermissionsExt::from_mode(0o777)).unwrap();
+    assert_eq!(node.start_failed(&job).0, Code::NvmeMissing);
+    node.stop(&job);
+    fs::set_permissions(node.path("nvme"), PermissionsExt::from_mode(0o711)).unwrap();
+}
+
+fn nvme_full(node: &Node) {
+    let huge = job(12, "plain").with("BURSTFS_SPEC", spec("400PiB"));
+    let (code, message) = node.start_failed(&huge);
+    assert_eq!(code, Code::NvmeFull, "{message}");
+    node.stop(&huge);
+    // A share that fits alone, and not next to another of the same size.
+    let output = Command::new("df").args(["--output=avail", "-B1"]).arg(node.path("nvme")).output().unwrap();
+    let free: u64 = String::from_utf8(output.stdout).unwrap().lines().nth(1).unwrap().trim().parse().unwrap();
+    let half = spec(&format!("per_node={}KiB", free / 1024 * 6 / 10));
+    let first = job(13, "plain").with("BURSTFS_SPEC", half.clone());
+    let second = job(14, "plain").with("BURSTFS_SPEC", half);
+    node.start_ready(&first);
+    assert_eq!(node.start_failed(&second).0, Code::NvmeFull);
+    node.stop(&first);
+    node.start_ready(&second);
+    node.stop(&second);
+}
+
+fn hostile_request(node: &Node) {
+    for (name, value, code) in [
+        ("SLURM_JOB_UID", "0", Code::Request),
+        ("SLURM_JOB_USER", "root", Code::Request),
+        ("SLURMD_NODENAME", "node9", Code::Request),
+        ("SLURM_NODELIST", "node[1-", Code::Request),
+        ("BURSTFS_SPEC", "{\"version\":1,\"create\":\"../..\"}", Code::Request),
+        ("BURSTFS_SPEC", "", Code::Request),
+    ] {
+        let job = job(15, "plain").with(name, value);
+        assert_eq!(node.start_failed(&job).0, code, "{name}={value}");
+        node.stop(&self::job(15, "plain"));
+    }
+    let job = job(16, "plain").with("SLURM_CLUSTER_NAME", "../../etc");
+    assert_eq!(node.job_command("start", &job).output().unwrap().status.code(), Some(2));
+}
+
+fn daemon_killed_and_restarted(node: &Node) {
+    let job = job(17, "plain");
+    node.start_ready(&job);
+    let pid = node.pid(&job, "daemon_pid");
+    node.kill(pid);
+    wait_until("the restart", || {
+        let row = node.listed(&job);
+        row["restarts"] == 1 && row["daemon_pid"].is_i64() && lives(node, &job) == "true\n"
+    });
+    assert_ne!(node.pid(&job, "daemon_pid"), pid);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(mounts.matches("fuse.burstfs").count(), 1, "{mounts}");
+    assert_eq!(node.stop(&job), "");
+}
+
+/// What the latest daemon wrote at its start: whether it knew that it was not the first.
+fn lives(node: &Node, job: &Job) -> String {
+    fs::read_to_string(node.data(job).join("lives")).unwrap_or_default()
+}
+
+fn daemon_keeps_dying(node: &Node) {
+    let job = job(18, "dies-on-restart");
+    node.start_ready(&job);
+    node.kill(node.pid(&job, "daemon_pid"));
+    wait_until("the supervisor to give up", || node.listed(&job)["state"] == "DEGRADED");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("fuse.burstfs"), "nobody waits for nobody");
+    // Without a mount it works, and can drain.
+    assert_eq!(node.stop(&job), "");
+}
+
+fn daemon_dies_in_drain(node: &Node) {
+    let job = job(19, "dies-in-drain");
+    node.start_ready(&job);
+    assert_eq!(node.stop(&job), "");
+}
+
+fn drain_hangs(node: &Node) {
+    node.configure("30s", "100ms");
+    let job = job(20, "hangs-in-drain");
+    node.start_ready(&job);
+    let said = node.stop(&job);
+    assert!(said.contains("E503") && said.contains("E402: the drain made no progress"), "{said}");
+    assert!(node.data(&job).exists());
+    node.run(&["gc", &node.instance(&job)]);
+}
+
+fn supervisor_killed_then_stop(node: &Node) {
+    let job = job(21, "plain");
+    node.start_ready(&job);
+    let daemon = node.pid(&job, "daemon_pid");
+    node.kill(node.pid(&job, "supervisor_pid"));
+    assert!(is_running(daemon), "the job goes on");
+    node.stop(&job);
+    assert!(!is_running(daemon));
+}
+
+fn both_killed_then_stop(node: &Node) {
+    let job = job(22, "held");
+    node.start_ready(&job);
+    let daemon = node.pid(&job, "daemon_pid");
+    node.kill(node.pid(&job, "supervisor_pid"));
+    node.kill(daemon);
+    let said = node.stop(&job);
+    assert!(said.contains("E401: quota exceeded"), "it drained, or tried to: {said}");
+    node.run(&["gc", &node.instance(&job)]);
+}
+
+fn both_killed_then_recover(node: &Node) {
+    let job = job(23, "plain");
+    node.start_ready(&job);
+    let daemon = node.pid(&job, "daemon_pid");
+    node.kill(node.pid(&job, "supervisor_pid"));
+    node.kill(daemon);
+    assert_eq!(node.listed(&job)["state"], "LOST");
+    assert!(node.run(&["recover"]).contains("is brought back"));
+    wait_until("the daemon", || lives(node, &job) == "true\n" && node.listed(&job)["state"] == "READY");
+    assert!(node.run(&["recover"]).contains("has its supervisor"));
+    assert_eq!(node.stop(&job), "");
+}
+
+fn recover_leaves_a_serving_daemon_alone(node: &Node) {
+    let job = job(24, "plain");
+    node.start_ready(&job);
+    let daemon = node.pid(&job, "daemon_pid");
+    node.kill(node.pid(&job, "supervisor_pid"));
+    assert!(node.run(&["recover"]).contains("serves without a supervisor"));
+    assert!(is_running(daemon));
+    node.stop(&job);
+}
+
+fn supervisor_killed_while_starting(node: &Node) {
+    let job = job(25, "never-ready");
+    let mut start = node.job_command("start", &job).spawn().unwrap();
+    wait_until("the stage-in", || node.listed(&job)["state"] == "STAGING_IN");
+    node.kill(node.pid(&job, "supervisor_pid"));
+    assert!(start.wait().unwrap().success());
+    assert!(matches!(node.outcome(&job), Verdict::Failed { failure } if failure.code == Code::DaemonFailed));
+    node.run(&["recover"]);
+    node.assert_clean();
+}
+
+fn hostile_data_tree(node: &Node) {
+    let job = job(26, "plain");
+    node.start_ready(&job);
+    fs::create_dir(node.path("elsewhere/kept")).unwrap();
+    fs::write(node.path("elsewhere/kept/file"), "kept").unwrap();
+    let data = node.data(&job);
+    symlink(node.path("elsewhere/kept"), data.join("link")).unwrap();
+    symlink("/", data.join("root")).unwrap();
+    fs::create_dir_all(data.join("a/b/c")).unwrap();
+    symlink("../../../..", data.join("a/b/c/up")).unwrap();
+    fs::set_permissions(data.join("a/b"), PermissionsExt::from_mode(0)).unwrap();
+    node.stop(&job);
+    assert_eq!(fs::read_to_string(node.path("elsewhere/kept/file")).unwrap(), "kept");
+}
+
+fn busy_mount(node: &Node) {
+    let job = job(27, "plain");
+    node.start_ready(&job);
+    let script = format!("cd {} && echo in && exec sleep 1000", node.mount(&job).display());
+    let mut holder = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &script])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 3];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let said = node.stop(&job);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(said.contains("E501") && said.contains(&format!("sleep ({})", holder.id())), "{said}");
+}
+
+fn held_and_gc(node: &Node) {
+    let job = job(28, "held");
+    node.start_ready(&job);
+    fs::write(node.data(&job).join("precious"), "x").unwrap();
+    let said = node.stop(&job);
+    assert!(said.contains("E503") && said.contains("E401: quota exceeded on /lus"), "{said}");
+    assert!(node.data(&job).join("precious").exists());
+    assert!(!node.path("run").join(node.instance(&job)).exists());
+    assert!(!node.mount(&job).exists());
+    let row = node.listed(&job);
+    assert_eq!((row["state"].as_str(), row["user"].as_str()), (Some("HELD"), Some("nobody")));
+    node.stop(&job);
+    assert!(node.run(&["recover"]).contains("is held"));
+    assert!(node.data(&job).join("precious").exists());
+    let (code, message) = node.start_failed(&job);
+    assert_eq!(code, Code::Held, "{message}");
+    node.stop(&job);
+    assert!(node.data(&job).join("precious").exists());
+    node.run(&["gc", &node.instance(&job)]);
+    assert!(!node.command(&["gc", &node.instance(&job)]).output().unwrap().status.success());
+}
+
+/// The power fails: processes, mounts and /run are gone, what is on the NVMe stays.
+fn reboot(node: &Node, job: &Job) {
+    node.kill(node.pid(job, "supervisor_pid"));
+    let daemon = fs::read(node.path("run").join(node.instance(job)).join("daemon.json")).unwrap();
+    let daemon: serde_json::Value = serde_json::from_slice(&daemon).unwrap();
+    node.kill(i32::try_from(daemon["pid"].as_i64().unwrap()).unwrap());
+    let kept = node.path("elsewhere/nvme");
+    fs::rename(node.path("nvme"), &kept).unwrap();
+    let data = kept.join(node.instance(job));
+    fs::write(data.join("data/from-before"), "x").unwrap();
+    fs::rename(node.path("elsewhere"), node.path("aside")).unwrap();
+    node.reset();
+    fs::remove_dir(node.path("nvme")).unwrap();
+    fs::rename(node.path("aside/nvme"), node.path("nvme")).unwrap();
+    fs::remove_dir(node.path("aside")).unwrap();
+}
+
+fn reboot_with_data_in_use(node: &Node) {
+    let job = job(29, "plain");
+    node.start_ready(&job);
+    reboot(node, &job);
+    node.run(&["recover"]);
+    assert_eq!(node.listed(&job)["state"], "HELD");
+    assert!(node.data(&job).join("from-before").exists());
+    node.run(&["gc", &node.instance(&job)]);
+}
+
+fn reboot_while_starting(node: &Node) {
+    let job = job(30, "never-ready");
+    let mut start = node.job_command("start", &job).spawn().unwrap();
+    wait_until("the stage-in", || node.listed(&job)["state"] == "STAGING_IN");
+    start.kill().unwrap();
+    start.wait().unwrap();
+    reboot(node, &job);
+    assert!(node.run(&["recover"]).contains("is removed"));
+}
+
+fn requeued_job(node: &Node) {
+    let first = job(31, "plain");
+    let second = Job { restart_count: Some(1), ..first.clone() };
+    node.start_ready(&first);
+    node.kill(node.pid(&first, "supervisor_pid"));
+    // No epilog came: the next run's prolog ends what is left, and takes its place.
+    node.start_ready(&second);
+    assert!(!node.data(&first).exists());
+    node.stop(&first);
+    assert_eq!(node.listed(&second)["state"], "READY", "a late epilog of the first run");
+    node.stop(&second);
+}
+
+/// Not an assertion about a machine that others use too: prints what it costs, and bounds the memory.
+fn overhead(node: &Node) {
+    let (mut starts, mut stops) = (Vec::new(), Vec::new());
+    for id in 100..109 {
+        let job = job(id, "plain");
+        let begin = Instant::now();
+        node.start_ready(&job);
+        starts.push(begin.elapsed());
+        if id == 100 {
+            let status = fs::read_to_string(format!("/proc/{}/status", node.pid(&job, "supervisor_pid"))).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            let kib: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
+            println!("     idle supervisor: {kib} KiB resident");
+            assert!(kib <= 8 * 1024, "{kib} KiB");
+        }
+        let begin = Instant::now();
+        node.stop(&job);
+        stops.push(begin.elapsed());
+    }
+    starts.sort();
+    stops.sort();
+    println!("     start {:.1?} (min {:.1?}), stop {:.1?} (min {:.1?})", starts[4], starts[0], stops[4], stops[0]);
+}
