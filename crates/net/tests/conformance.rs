@@ -1,5 +1,8 @@
 //! What every transport must do, run the same over each.
 
+// A test's helpers fail like the test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::sync::Arc;

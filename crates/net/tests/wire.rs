@@ -1,5 +1,8 @@
 //! TCP only: peers that do not keep to the protocol, on either side, and strangers.
 
+// A test's helpers fail like the test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -271,9 +274,10 @@ async fn lying_server(world: &World, reply: fn(Header) -> (Header, Vec<u8>)) -> 
 #[tokio::test]
 async fn a_server_that_breaks_the_protocol_is_given_up_after_some_tries() {
     type Lie = fn(Header) -> (Header, Vec<u8>);
+    type Expected = fn(&ProtocolError) -> bool;
     let world = World::new(tcp()).await;
     let client = world.client(1);
-    let lies: [(Lie, fn(&ProtocolError) -> bool); 6] = [
+    let lies: [(Lie, Expected); 6] = [
         (
             |header| (Header { bulk_len: 101, bulk_space: 0, ..header }, vec![0; 101]),
             |error| matches!(error, ProtocolError::Overrun { len: 101, room: 100, .. }),
