@@ -201,7 +201,7 @@ impl Job<'_> {
 
     /// The receipt of its drain.
     pub fn receipt(&self) -> Result<Receipt> {
-        Receipt::read(&self.file(&format!("burstfs-{}.receipt.json", self.id)))
+        Receipt::read(&self.file(&format!("burstfs-{}.receipt.json", self.id)), &self.cluster.shared("/"))
     }
 
     /// The id of its instance.
