@@ -1,0 +1,527 @@
+//! Entries out of the instance, to a directory of the PFS.
+//!
+//! A group of files is written under temporary names, then synced together (the first sync commits the others' metadata
+//! too), checked, renamed; the directory is synced at the end of the batch. A crash before the rename leaves the old
+//! file and a temporary `.<name>.burstfs-<job>-<attempt><node><number>`, which the next attempt's listing, or this
+//! node's next life, removes.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use burstfs_types::{Errno, Ino};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::batch::{ALONE_MIN_BYTES, Fate, SMALL_MAX_BYTES, overlap};
+use crate::engine::Context;
+use crate::error::{EntryError, OsError};
+use crate::identity::Wanted;
+use crate::item::{Copy, Dir, Entry, EntryKind, EntryRecord, EntryState, How, Kept, join};
+use crate::job::{Atomic, StageJob, Update, Verify};
+use crate::journal::{Copied, path_hash};
+use crate::links::Made;
+use crate::pfs;
+use crate::stream;
+use crate::tree::{Kind, Meta, Opened};
+
+/// Hexadecimal digits behind `.burstfs-<job>-`: attempt, node, number.
+const SUFFIX_DIGITS: usize = 8 + 4 + 8;
+const NAME_MAX: usize = 255;
+
+/// A temporary name, removed unless it was renamed.
+struct Temporary<'a> {
+    dir: BorrowedFd<'a>,
+    name: Option<Vec<u8>>,
+}
+
+impl Temporary<'_> {
+    fn rename(mut self, target: &[u8]) -> Result<(), OsError> {
+        if let Some(name) = &self.name {
+            pfs::rename(self.dir, name, target)?;
+            self.name = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name
+            && let Err(errno) = pfs::unlink(self.dir, name)
+        {
+            tracing::debug!(%errno, name = %name.escape_ascii(), "a temporary could not be removed");
+        }
+    }
+}
+
+/// A file that is written but has not its name yet.
+struct Pending<'a> {
+    fd: OwnedFd,
+    /// `None`: written in place.
+    temporary: Option<Temporary<'a>>,
+    target: Vec<u8>,
+    meta: Meta,
+    record: EntryRecord,
+}
+
+enum Prepared<'a> {
+    Fate(Fate),
+    Pending(Box<Pending<'a>>),
+}
+
+/// A batch's target directory.
+pub(crate) struct Drain<'a> {
+    context: &'a Context,
+    job: &'a StageJob,
+    copy: &'a Copy,
+    attempt: u32,
+    dir: OwnedFd,
+}
+
+impl<'a> Drain<'a> {
+    pub(crate) fn open(
+        context: &'a Context,
+        job: &'a StageJob,
+        attempt: u32,
+        copy: &'a Copy,
+    ) -> Result<Drain<'a>, EntryError> {
+        let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
+            .map_err(EntryError::target("open the directory of"))?;
+        Ok(Drain { context, job, copy, attempt, dir })
+    }
+
+    /// Makes the renames durable.
+    pub(crate) fn finish(self) -> Result<(), EntryError> {
+        pfs::sync(self.dir.as_fd()).map_err(EntryError::target("sync the directory of"))
+    }
+
+    pub(crate) async fn group(&self, entries: &[Entry]) -> Vec<Fate> {
+        if let (How::Linked, [entry]) = (self.copy.how, entries) {
+            return vec![self.linked(entry).await.into()];
+        }
+        let prepared = overlap(entries, |entry| self.prepare(entry)).await;
+        self.commit(prepared)
+    }
+
+    async fn prepare(&self, entry: &Entry) -> Prepared<'_> {
+        let prepared = match (entry.kind, entry.ino) {
+            (EntryKind::File, Some(ino)) => self.file(entry, ino).await,
+            (EntryKind::Symlink, Some(ino)) => self.symlink(entry, ino).await.map(Prepared::Fate),
+            (EntryKind::File | EntryKind::Symlink, None) => Err(EntryError::source("find")(Errno::ENOENT.into())),
+            (EntryKind::Directory | EntryKind::Other, _) => Err(EntryError::Special(entry.kind.text())),
+        };
+        prepared.unwrap_or_else(|error| Prepared::Fate(Fate::Failed(error)))
+    }
+
+    async fn getattr(&self, ino: Ino) -> Result<Meta, EntryError> {
+        let failed = |errno: Errno| EntryError::Source { what: "stat", errno: errno.into() };
+        Ok(Meta::from(&self.context.tree.getattr(ino).await.map_err(failed)?))
+    }
+
+    async fn file(&self, entry: &Entry, ino: Ino) -> Result<Prepared<'_>, EntryError> {
+        if !self.copy.is_new {
+            let meta = self.getattr(ino).await?;
+            if let Some(record) = self.existing(entry, &meta)? {
+                return Ok(Prepared::Fate(Fate::Done(record)));
+            }
+        }
+        let failed = |errno: Errno| EntryError::Source { what: "open", errno: errno.into() };
+        let opened = self.context.tree.open(ino).await.map_err(failed)?;
+        let prepared = self.opened(entry, ino, &opened).await;
+        // Nothing was written through it: an error here says nothing about the copy.
+        let _ = self.context.tree.close(opened.handle).await;
+        prepared
+    }
+
+    /// What is at the target already: the record, if it need not be copied.
+    fn existing(&self, entry: &Entry, source: &Meta) -> Result<Option<EntryRecord>, EntryError> {
+        let failed = EntryError::target("stat");
+        let dir = self.dir.as_fd();
+        let Some(there) = pfs::stat_name(dir, entry.target_name()).map_err(&failed)? else { return Ok(None) };
+        if there.kind == Kind::Directory {
+            return Err(EntryError::TargetKind { found: there.kind.text(), wanted: source.kind.text() });
+        }
+        if !there.looks_like(source) {
+            return Ok(None);
+        }
+        let earlier = self.earlier(entry, source);
+        if self.job.update == Update::All && earlier.is_none() {
+            return Ok(None);
+        }
+        let state = if earlier.is_some() { EntryState::Copied } else { EntryState::Unchanged };
+        let checksum = earlier.and_then(|copied| copied.checksum);
+        let wanted = self.context.identity.wanted(source, self.job.preserve);
+        let mut not_kept = wanted.not_kept;
+        if self.job.preserve.mode && there.mode != wanted.mode {
+            let set = pfs::open_file(dir, entry.target_name()).and_then(|fd| pfs::set_mode(fd.as_fd(), wanted.mode));
+            not_kept.mode = set.is_err();
+        }
+        Ok(Some(record(entry, source, checksum, state, not_kept)))
+    }
+
+    /// What an earlier life of this daemon copied to this name, if it is what the source is now.
+    fn earlier(&self, entry: &Entry, source: &Meta) -> Option<&Copied> {
+        if !self.context.journal.has_earlier() {
+            return None;
+        }
+        let path = join(&self.copy.dir.pfs_path(), entry.target_name());
+        let copied = self.context.journal.earlier(path_hash(&path))?;
+        ((copied.size, copied.mtime) == (source.size, source.mtime)).then_some(copied)
+    }
+
+    async fn opened(&self, entry: &Entry, ino: Ino, opened: &Opened) -> Result<Prepared<'_>, EntryError> {
+        let before = Meta::from(&opened.attr);
+        if before.kind != Kind::File {
+            return Err(EntryError::Special(before.kind.text()));
+        }
+        let place = || self.context.tree.place(ino, opened.attr.layout.as_ref());
+        if self.copy.how != How::Linked && before.nlink > 1 && self.job.preserve.hardlinks {
+            // Also a file without data needs one node for all its names.
+            let place = place().or_else(|| self.context.tree.place(ino, None));
+            return Ok(Prepared::Fate(Fate::Later { how: How::Linked, place, bytes: before.size }));
+        }
+        if self.copy.how == How::Batch && before.size >= ALONE_MIN_BYTES {
+            return Ok(Prepared::Fate(Fate::Later { how: How::Alone, place: place(), bytes: before.size }));
+        }
+        let (fd, temporary) = self.create(entry)?;
+        let checksum = self.contents(opened, &before, fd.as_fd()).await?;
+        let not_kept = self.attributes(ino, &before, fd.as_fd()).await?;
+        if !self.getattr(ino).await?.is_same_version(&before) {
+            return Err(EntryError::Changed);
+        }
+        pfs::start_writeback(fd.as_fd());
+        let record = record(entry, &before, checksum, EntryState::Copied, not_kept);
+        let target = entry.target_name().to_vec();
+        Ok(Prepared::Pending(Box::new(Pending { fd, temporary, target, meta: before, record })))
+    }
+
+    fn create(&self, entry: &Entry) -> Result<(OwnedFd, Option<Temporary<'_>>), EntryError> {
+        let failed = EntryError::target("create");
+        let dir = self.dir.as_fd();
+        if self.job.atomic == Atomic::None {
+            return Ok((pfs::create_in_place(dir, entry.target_name()).map_err(&failed)?, None));
+        }
+        loop {
+            let name = self.temporary_name(entry.target_name());
+            match pfs::create_exclusive(dir, &name) {
+                Ok(fd) => return Ok((fd, Some(Temporary { dir, name: Some(name) }))),
+                Err(errno) if errno == Errno::EEXIST.into() => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+
+    fn temporary_name(&self, target: &[u8]) -> Vec<u8> {
+        let config = &self.context.config;
+        let number = self.context.temporary_number();
+        let suffix = format!(".burstfs-{}-{:08x}{:04x}{number:08x}", config.job_id, self.attempt, config.node.get());
+        let room = NAME_MAX - 1 - suffix.len();
+        [b".", &target[..target.len().min(room)], suffix.as_bytes()].concat()
+    }
+
+    async fn contents(&self, opened: &Opened, meta: &Meta, target: BorrowedFd<'_>) -> Result<Option<u128>, EntryError> {
+        let is_hashed = self.job.verify == Verify::Checksum;
+        let skips_holes = self.job.preserve.sparse && meta.may_have_holes();
+        if meta.size > SMALL_MAX_BYTES || skips_holes {
+            return stream::copy_out(self.context, opened.handle, meta.size, skips_holes, target, is_hashed).await;
+        }
+        let mut data = vec![0; meta.size as usize];
+        if !data.is_empty() {
+            let failed = |errno: Errno| EntryError::Source { what: "read", errno: errno.into() };
+            let got = self.context.tree.read_at(opened.handle, 0, &mut data).await.map_err(failed)?;
+            if got < data.len() {
+                return Err(EntryError::Changed);
+            }
+            pfs::write_at(target, 0, &data).map_err(EntryError::target("write"))?;
+        }
+        Ok(is_hashed.then(|| xxh3_128(&data)))
+    }
+
+    async fn attributes(&self, ino: Ino, source: &Meta, target: BorrowedFd<'_>) -> Result<Kept, EntryError> {
+        let xattrs = self.xattrs(ino).await?;
+        let wanted = self.context.identity.wanted(source, self.job.preserve);
+        let mut not_kept = apply(target, &wanted, &xattrs)?;
+        if self.job.preserve.times {
+            pfs::set_times(target, source.atime, source.mtime).map_err(EntryError::target("set the times of"))?;
+        }
+        not_kept = not_kept.or(wanted.not_kept);
+        Ok(not_kept)
+    }
+
+    async fn xattrs(&self, ino: Ino) -> Result<Xattrs, EntryError> {
+        xattrs(self.context, self.job, ino).await
+    }
+
+    async fn symlink(&self, entry: &Entry, ino: Ino) -> Result<Fate, EntryError> {
+        if !self.job.preserve.symlinks {
+            return Err(EntryError::LinkLeftOut);
+        }
+        let failed = |errno: Errno| EntryError::Source { what: "read", errno: errno.into() };
+        let points_to = self.context.tree.readlink(ino).await.map_err(failed)?;
+        let meta = self.getattr(ino).await?;
+        let dir = self.dir.as_fd();
+        let name = entry.target_name();
+        if !self.copy.is_new
+            && let Some(there) = pfs::stat_name(dir, name).map_err(EntryError::target("stat"))?
+        {
+            if there.kind == Kind::Directory {
+                return Err(EntryError::TargetKind { found: there.kind.text(), wanted: meta.kind.text() });
+            }
+            let is_same = there.kind == Kind::Symlink && pfs::read_link(dir, name).is_ok_and(|old| old == points_to);
+            if is_same && self.job.update == Update::Changed {
+                return Ok(Fate::Done(record(entry, &meta, None, EntryState::Unchanged, Kept::default())));
+            }
+        }
+        let failed = EntryError::target("create");
+        let temporary = Temporary { dir, name: Some(self.temporary_name(name)) };
+        let new = temporary.name.as_deref().unwrap_or(name);
+        pfs::symlink(&points_to, dir, new).map_err(&failed)?;
+        let wanted = self.context.identity.wanted(&meta, self.job.preserve);
+        let mut not_kept = wanted.not_kept;
+        if wanted.uid.is_some() || wanted.gid.is_some() {
+            not_kept.owner |= pfs::set_owner_of_name(dir, new, wanted.uid, wanted.gid).is_err();
+        }
+        if self.job.preserve.times {
+            not_kept.times = pfs::set_times_of_name(dir, new, meta.atime, meta.mtime).is_err();
+        }
+        temporary.rename(name).map_err(EntryError::target("rename"))?;
+        Ok(Fate::Done(record(entry, &meta, None, EntryState::Copied, not_kept)))
+    }
+
+    /// One name of a file that has several.
+    async fn linked(&self, entry: &Entry) -> Result<Fate, EntryError> {
+        let ino = entry.ino.ok_or(EntryError::source("find")(Errno::ENOENT.into()))?;
+        let meta = self.getattr(ino).await?;
+        let group = self.context.links.group((0, ino.get()), meta.nlink);
+        let mut made = group.lock().await;
+        if let Some(first) = &*made
+            && let Some(fate) = self.link(entry, first)?
+        {
+            return Ok(fate);
+        }
+        let prepared = vec![self.prepare(entry).await];
+        let fate = self.commit(prepared).pop().ok_or(EntryError::Changed)?;
+        let Fate::Done(mut record) = fate else { return Ok(fate) };
+        if made.is_some() {
+            record.not_kept.hardlinks = true;
+        } else {
+            let (dir, name) = (self.copy.dir.clone(), entry.target_name().to_vec());
+            *made = Some(Made { ino: None, dir, name, record: record.clone() });
+        }
+        Ok(Fate::Done(record))
+    }
+
+    /// Links to the first name. `None` where the PFS cannot do that: the contents are copied instead.
+    fn link(&self, entry: &Entry, first: &Made) -> Result<Option<Fate>, EntryError> {
+        let failed = EntryError::target("link");
+        let dir = self.dir.as_fd();
+        let from = pfs::open_below(&first.dir.pfs_root, &first.dir.below).map_err(&failed)?;
+        let original = pfs::stat_name(from.as_fd(), &first.name).map_err(&failed)?;
+        let there = pfs::stat_name(dir, entry.target_name()).map_err(&failed)?;
+        let mut record = first.record.clone();
+        record.name.clone_from(&entry.name);
+        record.target.clone_from(&entry.target);
+        if let (Some(original), Some(there)) = (&original, &there)
+            && (original.dev, original.ino) == (there.dev, there.ino)
+        {
+            // Renaming one name of a file over another would leave both.
+            return Ok(Some(Fate::Done(record)));
+        }
+        if let Some(there) = there.filter(|there| there.kind == Kind::Directory) {
+            return Err(EntryError::TargetKind { found: there.kind.text(), wanted: Kind::File.text() });
+        }
+        let name = self.temporary_name(entry.target_name());
+        match pfs::link(from.as_fd(), &first.name, dir, &name) {
+            Ok(()) => {}
+            Err(OsError(libc_errno)) if cannot_link(libc_errno) => return Ok(None),
+            Err(errno) => return Err(failed(errno)),
+        }
+        let temporary = Temporary { dir, name: Some(name) };
+        temporary.rename(entry.target_name()).map_err(EntryError::target("rename"))?;
+        record.state = EntryState::Copied;
+        Ok(Some(Fate::Done(record)))
+    }
+
+    fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
+        let synced: Vec<_> = prepared
+            .into_iter()
+            .map(|prepared| match prepared {
+                Prepared::Fate(fate) => Err(fate),
+                Prepared::Pending(pending) => match pfs::sync(pending.fd.as_fd()) {
+                    Ok(()) => Ok(pending),
+                    Err(errno) => Err(Fate::Failed(EntryError::target("sync")(errno))),
+                },
+            })
+            .collect();
+        let publish = |pending: Box<Pending<'_>>| self.publish(*pending).map(Fate::Done).into();
+        synced.into_iter().map(|synced| synced.map_or_else(|fate| fate, publish)).collect()
+    }
+
+    /// Checks a file that was synced, and gives it its name.
+    fn publish(&self, pending: Pending<'_>) -> Result<EntryRecord, EntryError> {
+        let checked = self.check(&pending);
+        if checked.is_err() && pending.temporary.is_none() {
+            // In place it must not pass for unchanged next time.
+            let _ = pfs::set_times(pending.fd.as_fd(), Default::default(), Default::default());
+        }
+        checked?;
+        if let Some(temporary) = pending.temporary {
+            temporary.rename(&pending.target).map_err(EntryError::target("rename"))?;
+        }
+        Ok(pending.record)
+    }
+
+    fn check(&self, pending: &Pending<'_>) -> Result<(), EntryError> {
+        let failed = EntryError::target("read back");
+        let fd = pending.fd.as_fd();
+        let expected = pending.meta.size;
+        if self.job.verify != Verify::None {
+            let found = pfs::stat(fd).map_err(&failed)?.size;
+            if found != expected {
+                return Err(EntryError::Size { found, expected });
+            }
+        }
+        let Some(expected) = pending.record.checksum else { return Ok(()) };
+        // The pages are clean now and dropped, so that the file system is asked and not the cache.
+        pfs::start_writeback(fd);
+        let found = stream::checksum_out(fd, pending.meta.size).map_err(&failed)?.unwrap_or_default();
+        if found == expected { Ok(()) } else { Err(EntryError::Checksum { found, expected }) }
+    }
+}
+
+fn cannot_link(errno: i32) -> bool {
+    [Errno::EXDEV, Errno::EPERM, Errno::EMLINK, Errno::EOPNOTSUPP, Errno::ENOENT]
+        .iter()
+        .any(|known| known.raw() == errno)
+}
+
+pub(crate) fn record(
+    entry: &Entry,
+    meta: &Meta,
+    checksum: Option<u128>,
+    state: EntryState,
+    not_kept: Kept,
+) -> EntryRecord {
+    EntryRecord {
+        name: entry.name.clone(),
+        target: entry.target.clone(),
+        kind: if meta.kind == Kind::Symlink { EntryKind::Symlink } else { EntryKind::File },
+        size: if meta.kind == Kind::File { meta.size } else { 0 },
+        mtime: meta.mtime,
+        checksum,
+        state,
+        not_kept,
+    }
+}
+
+/// Extended attributes to carry over: name and value.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Whether a directive carries this attribute over.
+pub(crate) fn is_wanted_xattr(job: &StageJob, name: &[u8]) -> bool {
+    job.preserve.xattr && name.starts_with(b"user.") || job.preserve.acl && is_acl(name)
+}
+
+pub(crate) fn is_acl(name: &[u8]) -> bool {
+    name.starts_with(b"system.posix_acl_")
+}
+
+/// An instance inode's extended attributes.
+pub(crate) async fn xattrs(context: &Context, job: &StageJob, ino: Ino) -> Result<Xattrs, EntryError> {
+    if !job.preserve.xattr && !job.preserve.acl {
+        return Ok(Vec::new());
+    }
+    let failed = |errno: Errno| EntryError::Source { what: "read attributes of", errno: errno.into() };
+    let names = match context.tree.list_xattr(ino).await {
+        Err(Errno::EOPNOTSUPP) => Vec::new(),
+        names => names.map_err(failed)?,
+    };
+    let mut xattrs = Vec::new();
+    for name in names.into_iter().filter(|name| is_wanted_xattr(job, name)) {
+        let value = context.tree.get_xattr(ino, &name).await.map_err(failed)?;
+        xattrs.push((name, value));
+    }
+    Ok(xattrs)
+}
+
+/// Gives a file or directory of the PFS its owner, extended attributes and mode, in this order: a change of owner drops
+/// set-id bits. What is not permitted is told; other errors are errors.
+pub(crate) fn apply(target: BorrowedFd<'_>, wanted: &Wanted, xattrs: &Xattrs) -> Result<Kept, EntryError> {
+    let mut not_kept = Kept::default();
+    let mut mode = wanted.mode;
+    if wanted.uid.is_some() || wanted.gid.is_some() {
+        not_kept.owner = !permitted(pfs::set_owner(target, wanted.uid, wanted.gid), "set the owner of")?;
+        if not_kept.owner {
+            mode &= 0o1777;
+        }
+    }
+    for (name, value) in xattrs {
+        let is_set = permitted(pfs::set_xattr(target, name, value), "set attributes of")?;
+        if is_acl(name) { not_kept.acl |= !is_set } else { not_kept.xattr |= !is_set }
+    }
+    not_kept.mode = !permitted(pfs::set_mode(target, mode), "set the mode of")?;
+    Ok(not_kept)
+}
+
+/// Whether it was done; what the file system does not permit or support is no error.
+pub(crate) fn permitted(result: Result<(), OsError>, what: &'static str) -> Result<bool, EntryError> {
+    let soft = [Errno::EPERM, Errno::EACCES, Errno::EOPNOTSUPP, Errno::EINVAL];
+    match result {
+        Ok(()) => Ok(true),
+        Err(errno) if soft.iter().any(|known| OsError::from(*known) == errno) => Ok(false),
+        Err(errno) => Err(EntryError::target(what)(errno)),
+    }
+}
+
+/// Whether `name` is a temporary of this job, and of which attempt and node.
+fn temporary_of(name: &[u8], job_id: u32) -> Option<(u32, u16)> {
+    let digits_at = name.len().checked_sub(SUFFIX_DIGITS)?;
+    let (head, digits) = name.split_at(digits_at);
+    if !head.starts_with(b".") || !head.ends_with(format!(".burstfs-{job_id}-").as_bytes()) {
+        return None;
+    }
+    let digits = std::str::from_utf8(digits).ok()?;
+    let attempt = u32::from_str_radix(digits.get(..8)?, 16).ok()?;
+    let node = u16::from_str_radix(digits.get(8..12)?, 16).ok()?;
+    Some((attempt, node))
+}
+
+/// Removes temporaries that other attempts of the job left in a directory.
+pub(crate) fn remove_stale(context: &Context, dir: BorrowedFd<'_>, attempt: u32) {
+    remove_temporaries(context, dir, |found, _| found != attempt);
+}
+
+/// Removes this node's own temporaries of an earlier life of its daemon.
+pub(crate) fn remove_leftovers(context: &Context, dirs: &[Dir]) {
+    for place in dirs {
+        if let Ok(dir) = pfs::open_below(&place.pfs_root, &place.below) {
+            remove_temporaries(context, dir.as_fd(), |_, node| node == context.config.node.get());
+        }
+        if let Err(error) = context.journal.ended(place) {
+            tracing::warn!(%error, "the stager's journal cannot be written");
+        }
+    }
+}
+
+fn remove_temporaries(context: &Context, dir: BorrowedFd<'_>, is_stale: impl Fn(u32, u16) -> bool) {
+    let Ok(mut listing) = pfs::Listing::open(dir) else { return };
+    while let Ok(Some((name, _))) = listing.next() {
+        let is_stale =
+            temporary_of(&name, context.config.job_id).is_some_and(|(attempt, node)| is_stale(attempt, node));
+        if is_stale && let Err(errno) = pfs::unlink(dir, &name) {
+            tracing::debug!(%errno, name = %name.escape_ascii(), "a stale temporary could not be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporaries_of_this_job_only() {
+        let name = b".x.burstfs-42-0000000700030000000a";
+        assert_eq!(temporary_of(name, 42), Some((7, 3)));
+        assert_eq!(temporary_of(name, 4), None);
+        assert_eq!(temporary_of(b".x.burstfs-42-short", 42), None);
+        assert_eq!(temporary_of(b"x.burstfs-42-0000000700030000000a", 42), None);
+    }
+}

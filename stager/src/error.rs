@@ -1,0 +1,150 @@
+//! Why an entry could not be copied, and what to do about it.
+
+use std::fmt;
+
+use burstfs_types::Errno;
+use thiserror::Error;
+
+/// An errno of either side, with all of Linux's numbers (the PFS's may be any).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OsError(pub i32);
+
+impl fmt::Display for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = std::io::Error::from_raw_os_error(self.0).to_string();
+        f.write_str(text.split(" (os error").next().unwrap_or(&text))
+    }
+}
+
+impl From<Errno> for OsError {
+    fn from(errno: Errno) -> OsError {
+        OsError(errno.raw())
+    }
+}
+
+impl From<rustix::io::Errno> for OsError {
+    fn from(errno: rustix::io::Errno) -> OsError {
+        OsError(errno.raw_os_error())
+    }
+}
+
+/// Why an entry could not be copied: the text is what the receipt says.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum EntryError {
+    /// The side that is read.
+    #[error("cannot {what} the source: {errno}")]
+    Source {
+        /// A verb.
+        what: &'static str,
+        /// Why.
+        errno: OsError,
+    },
+    /// The side that is written.
+    #[error("cannot {what} the target: {errno}")]
+    Target {
+        /// A verb.
+        what: &'static str,
+        /// Why.
+        errno: OsError,
+    },
+    /// Size or times differ before and after reading.
+    #[error("the source changed while it was read")]
+    Changed,
+    /// Neither file, directory nor link.
+    #[error("not a regular file, directory or symbolic link, but a {0}")]
+    Special(&'static str),
+    /// `preserve=` without `symlinks`.
+    #[error("a symbolic link, which preserve= leaves out")]
+    LinkLeftOut,
+    /// The target, read again, is not the source.
+    #[error("the target differs from the source after the copy: checksum {found:032x}, expected {expected:032x}")]
+    Checksum {
+        /// Of the target.
+        found: u128,
+        /// Of the source.
+        expected: u128,
+    },
+    /// The target has another size.
+    #[error("the target has {found} bytes after the copy, expected {expected}")]
+    Size {
+        /// Of the target.
+        found: u64,
+        /// Of the source.
+        expected: u64,
+    },
+    /// Something else has the name.
+    #[error("the target exists and is a {found}, not a {wanted}")]
+    TargetKind {
+        /// What is there.
+        found: &'static str,
+        /// What should be.
+        wanted: &'static str,
+    },
+}
+
+/// Whether trying again can help.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Again {
+    /// As often as the policy allows.
+    Often,
+    /// One more time.
+    Once,
+    /// No.
+    Never,
+}
+
+impl EntryError {
+    pub(crate) fn source(what: &'static str) -> impl Fn(OsError) -> EntryError {
+        move |errno| EntryError::Source { what, errno }
+    }
+
+    pub(crate) fn target(what: &'static str) -> impl Fn(OsError) -> EntryError {
+        move |errno| EntryError::Target { what, errno }
+    }
+
+    /// The errno, where there is one.
+    pub fn errno(&self) -> Option<OsError> {
+        match self {
+            EntryError::Source { errno, .. } | EntryError::Target { errno, .. } => Some(*errno),
+            EntryError::Changed
+            | EntryError::Special(_)
+            | EntryError::LinkLeftOut
+            | EntryError::Checksum { .. }
+            | EntryError::Size { .. }
+            | EntryError::TargetKind { .. } => None,
+        }
+    }
+
+    pub(crate) fn again(&self) -> Again {
+        match self {
+            EntryError::Source { errno, .. } | EntryError::Target { errno, .. } => again(*errno),
+            EntryError::Changed => Again::Often,
+            EntryError::Checksum { .. } | EntryError::Size { .. } => Again::Once,
+            EntryError::Special(_) | EntryError::LinkLeftOut | EntryError::TargetKind { .. } => Again::Never,
+        }
+    }
+}
+
+/// Interruptions and lost connections pass; an I/O error of a parallel file system may have been a failover; no space,
+/// no quota and no permission do not change by asking again.
+fn again(errno: OsError) -> Again {
+    match Errno::ALL.iter().find(|known| known.raw() == errno.0) {
+        Some(Errno::EINTR | Errno::EAGAIN | Errno::ESTALE | Errno::ETIMEDOUT | Errno::EBUSY) => Again::Often,
+        Some(Errno::EIO | Errno::ENOMEM | Errno::ENFILE | Errno::EMFILE | Errno::ENOLCK) => Again::Once,
+        _ => Again::Never,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_say_which_side_and_why() {
+        let error = EntryError::target("write")(Errno::EDQUOT.into());
+        assert_eq!(error.to_string(), "cannot write the target: Disk quota exceeded");
+        assert_eq!(error.again(), Again::Never);
+        assert_eq!(EntryError::source("read")(Errno::ESTALE.into()).again(), Again::Often);
+        assert_eq!(EntryError::source("read")(Errno::EIO.into()).again(), Again::Once);
+    }
+}

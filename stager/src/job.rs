@@ -1,0 +1,126 @@
+//! What a `stage_in` or `stage_out` directive asks for, as the stager sees it: variables replaced, paths absolute.
+
+use burstfs_proto::stage::Direction;
+use serde::{Deserialize, Serialize};
+
+/// What the source must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum SourceType {
+    /// Whatever it is.
+    #[default]
+    Auto,
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+}
+
+/// How a copy is checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Verify {
+    /// XXH3-128 of the source while it is read, compared with the target read again.
+    #[default]
+    Checksum,
+    /// The target's size.
+    Size,
+    /// Not at all.
+    None,
+}
+
+/// What is copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Update {
+    /// What the target does not have with the same size and modification time.
+    #[default]
+    Changed,
+    /// Everything.
+    All,
+}
+
+/// How a file appears at the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Atomic {
+    /// Under a temporary name first.
+    #[default]
+    File,
+    /// Written in place.
+    None,
+}
+
+/// What is carried over besides the contents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Preserve {
+    /// Permission bits, with set-id where the owner could be kept.
+    pub mode: bool,
+    /// Access and modification times.
+    pub times: bool,
+    /// Owner and group, as far as the user may set them.
+    pub owner: bool,
+    /// POSIX access control lists.
+    pub acl: bool,
+    /// Extended attributes `user.*`.
+    pub xattr: bool,
+    /// Symbolic links as links; without it they are refused by name.
+    pub symlinks: bool,
+    /// Groups of hard links.
+    pub hardlinks: bool,
+    /// Holes.
+    pub sparse: bool,
+}
+
+impl Preserve {
+    /// `preserve=all`.
+    pub const ALL: Preserve = Preserve {
+        mode: true,
+        times: true,
+        owner: true,
+        acl: true,
+        xattr: true,
+        symlinks: true,
+        hardlinks: true,
+        sparse: true,
+    };
+}
+
+/// One directive.
+///
+/// Where things go, as with rsync: of a source directory with a trailing `/` the contents go into the destination;
+/// without it the directory itself does, under its own name. A source file goes into the destination when that ends in
+/// `/` or is a directory, else it becomes the destination. A symbolic link in the source's or the destination's own path
+/// is followed, also the last one. On the PFS only the destination's last component is made; in the instance all are.
+/// The instance's root directory keeps its own mode and times.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StageJob {
+    /// Which way.
+    pub direction: Direction,
+    /// Absolute; on the instance's side from its root.
+    pub source: Vec<u8>,
+    /// Likewise.
+    pub destination: Vec<u8>,
+    /// What the source must be.
+    pub source_type: SourceType,
+    /// How copies are checked.
+    pub verify: Verify,
+    /// What is copied.
+    pub update: Update,
+    /// How a file appears (drain only).
+    pub atomic: Atomic,
+    /// What is carried over.
+    pub preserve: Preserve,
+}
+
+impl StageJob {
+    /// A directive with the defaults.
+    pub fn new(direction: Direction, source: impl Into<Vec<u8>>, destination: impl Into<Vec<u8>>) -> StageJob {
+        StageJob {
+            direction,
+            source: source.into(),
+            destination: destination.into(),
+            source_type: SourceType::default(),
+            verify: Verify::default(),
+            update: Update::default(),
+            atomic: Atomic::default(),
+            preserve: Preserve::ALL,
+        }
+    }
+}

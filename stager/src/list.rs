@@ -1,0 +1,443 @@
+//! One page of a directory: sub-directories are made and become items, other entries become batches.
+//!
+//! A listing of the PFS that does not fit into one item stays open on its node, and a new item placed there goes on with
+//! it: positions of one node's listing need not mean anything on another, nor after a restart. If the stream is gone,
+//! the directory is listed again from its beginning; what was copied is then found unchanged.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::PoisonError;
+
+use burstfs_proto::stage::Direction;
+use burstfs_types::{Errno, FileKind, Ino, Name, NodeIndex};
+use futures_util::stream::{self, StreamExt};
+
+use crate::batch::ALONE_MIN_BYTES;
+use crate::drain;
+use crate::engine::{Context, Done};
+use crate::error::EntryError;
+use crate::fill;
+use crate::item::{
+    Copy, Dir, DirectoryDone, Entry, EntryKind, EntryRecord, EntryState, From, How, Kept, Record, Step, Work,
+};
+use crate::job::StageJob;
+use crate::pfs;
+use crate::tree::{Kind, Meta, Page, PageEntry};
+
+/// Names of one batch.
+const BATCH_MAX: usize = 256;
+/// A page ends when its items have about so many bytes.
+const PAGE_MAX_BYTES: usize = 256 << 10;
+/// Entries of one call to the instance.
+const READDIR_MAX: u32 = 1024;
+/// Directories that are made at the same time.
+const MKDIRS: usize = 16;
+
+/// Listings of the PFS that wait for their next item, by number.
+pub(crate) type Streams = HashMap<u64, pfs::Listing>;
+
+/// Lists one page.
+pub(crate) async fn list(context: &Context, job: &StageJob, number: u16, attempt: u32, dir: Dir, from: From) -> Done {
+    let mut tries = 0;
+    loop {
+        let mut page = PageWork::new(context, job, number, attempt, &dir);
+        let result = match context.direction {
+            Direction::Out => page.from_tree(from).await,
+            Direction::In => page.from_pfs(from).await,
+        };
+        match result {
+            Ok(()) => return page.finish(),
+            Err(error) if context.config.retry.allows(&error, tries) => {
+                tokio::time::sleep(context.config.retry.delay(tries)).await;
+                tries += 1;
+            }
+            Err(error) => return failed(context, number, &dir, &error),
+        }
+    }
+}
+
+/// The directory could not be listed: it has failed, with all that nobody saw in it.
+fn failed(context: &Context, job: u16, dir: &Dir, error: &EntryError) -> Done {
+    context.progress.failed();
+    let errno = error.errno().map(|errno| errno.0);
+    let state = EntryState::Failed { reason: format!("the directory cannot be listed: {error}"), errno };
+    let entries = vec![EntryRecord::of_directory(state)];
+    let records = vec![
+        Record::Announced { job, entries: 1, dirs: 0 },
+        entries_record(context, job, dir, entries),
+        Record::Listed { job },
+    ];
+    Done { items: Vec::new(), records }
+}
+
+pub(crate) fn entries_record(context: &Context, job: u16, dir: &Dir, entries: Vec<EntryRecord>) -> Record {
+    let (instance, pfs) = (dir.instance_path(), dir.pfs_path());
+    let (source_dir, target_dir) = match context.direction {
+        Direction::In => (pfs, instance),
+        Direction::Out => (instance, pfs),
+    };
+    Record::Entries { job, source_dir, target_dir, entries }
+}
+
+/// What a page has come to so far.
+struct PageWork<'a> {
+    context: &'a Context,
+    job: &'a StageJob,
+    number: u16,
+    attempt: u32,
+    dir: &'a Dir,
+    is_new: bool,
+    bytes: usize,
+    batches: HashMap<Option<NodeIndex>, Vec<Entry>>,
+    refused: Vec<EntryRecord>,
+    entries: u64,
+    dirs: u64,
+    entry_bytes: u64,
+    done: Done,
+}
+
+impl<'a> PageWork<'a> {
+    fn new(context: &'a Context, job: &'a StageJob, number: u16, attempt: u32, dir: &'a Dir) -> PageWork<'a> {
+        PageWork {
+            context,
+            job,
+            number,
+            attempt,
+            dir,
+            is_new: false,
+            bytes: 0,
+            batches: HashMap::new(),
+            refused: Vec::new(),
+            entries: 0,
+            dirs: 0,
+            entry_bytes: 0,
+            done: Done::default(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= PAGE_MAX_BYTES
+    }
+
+    /// An entry to copy.
+    fn push(&mut self, place: Option<NodeIndex>, entry: Entry) {
+        self.bytes += entry.name.len() + 32;
+        self.entries += 1;
+        self.entry_bytes += entry.counted.unwrap_or(0);
+        if entry.counted.is_some_and(|bytes| bytes >= ALONE_MIN_BYTES) {
+            self.push_copy(place, How::Alone, vec![entry]);
+            return;
+        }
+        let batch = self.batches.entry(place).or_default();
+        batch.push(entry);
+        if batch.len() >= BATCH_MAX {
+            let entries = std::mem::take(batch);
+            self.push_copy(place, How::Batch, entries);
+        }
+    }
+
+    fn push_copy(&mut self, place: Option<NodeIndex>, how: How, entries: Vec<Entry>) {
+        let copy = Copy { dir: self.dir.clone(), is_new: self.is_new, how, entries };
+        self.push_step(place, Step::Copy(copy));
+    }
+
+    fn push_step(&mut self, place: Option<NodeIndex>, step: Step) {
+        let work = Work { job: self.number, attempt: self.attempt, step };
+        self.bytes += self.dir.pfs_root.len() + self.dir.instance_root.len() + self.dir.below.len() + 32;
+        self.done.push_item(place, &work);
+    }
+
+    /// An entry that has failed already.
+    fn refuse(&mut self, name: &[u8], kind: EntryKind, error: &EntryError) {
+        self.bytes += name.len() + 96;
+        self.entries += 1;
+        self.context.progress.failed();
+        let entry = Entry { name: name.to_vec(), target: None, ino: None, kind, counted: None };
+        self.refused.push(EntryRecord::failed(&entry, error));
+    }
+
+    /// A sub-directory that is there on both sides.
+    fn push_dir(&mut self, name: &[u8], ino: Ino, is_new: bool) {
+        self.dirs += 1;
+        self.bytes += name.len();
+        let place = match self.context.direction {
+            Direction::Out => self.context.tree.place(ino, None),
+            Direction::In => None,
+        };
+        let dir = self.dir.child(name, ino);
+        self.push_step(place, Step::List { dir, from: From::Beginning { is_new } });
+    }
+
+    /// The end of the page; `next` goes on with the directory.
+    fn close(&mut self, next: Option<From>) {
+        for (place, entries) in std::mem::take(&mut self.batches) {
+            if !entries.is_empty() {
+                self.push_copy(place, How::Batch, entries);
+            }
+        }
+        match next {
+            None => self.done.records.push(Record::Listed { job: self.number }),
+            Some(from) => {
+                let place = match from {
+                    From::Stream { .. } => Some(self.context.config.node),
+                    From::Beginning { .. } | From::Cookie { .. } => self.context.tree.place(self.dir.ino, None),
+                };
+                self.push_step(place, Step::List { dir: self.dir.clone(), from });
+            }
+        }
+    }
+
+    fn finish(mut self) -> Done {
+        self.context.progress.found(self.entries, self.entry_bytes);
+        let mut records = vec![Record::Announced { job: self.number, entries: self.entries, dirs: self.dirs }];
+        if !self.refused.is_empty() {
+            records.push(entries_record(self.context, self.number, self.dir, std::mem::take(&mut self.refused)));
+        }
+        records.append(&mut self.done.records);
+        Done { items: self.done.items, records }
+    }
+
+    fn has_attributes(&self) -> bool {
+        self.dir.ino != Ino::ROOT
+    }
+
+    /// The attributes of this directory that are set at the end of all.
+    fn push_attributes(&mut self, meta: &Meta, mode: u16, not_kept: Kept) {
+        let preserve = self.job.preserve;
+        self.done.records.push(Record::Directory(DirectoryDone {
+            job: self.number,
+            dir: self.dir.clone(),
+            mode: preserve.mode.then_some(mode),
+            times: preserve.times.then_some((meta.atime, meta.mtime)),
+            not_kept,
+        }));
+    }
+
+    // Out of the instance.
+
+    async fn from_tree(&mut self, from: From) -> Result<(), EntryError> {
+        let target = pfs::open_below(&self.dir.pfs_root, &self.dir.below).map_err(EntryError::target("open"))?;
+        let mut cookie = 0;
+        match from {
+            From::Beginning { is_new } => {
+                self.is_new = is_new;
+                self.begin_out(&target).await?;
+            }
+            From::Cookie { cookie: at, is_new } => (cookie, self.is_new) = (at, is_new),
+            From::Stream { is_new, .. } => self.is_new = is_new,
+        }
+        loop {
+            let failed = |errno: Errno| EntryError::Source { what: "list", errno: errno.into() };
+            let Page { entries, is_end } =
+                self.context.tree.readdir(self.dir.ino, cookie, READDIR_MAX).await.map_err(failed)?;
+            let is_end = is_end || entries.is_empty();
+            let count = entries.len();
+            for (index, entry) in entries.into_iter().enumerate() {
+                cookie = entry.cookie;
+                self.tree_entry(entry, &target);
+                if self.is_full() && !(is_end && index + 1 == count) {
+                    self.close(Some(From::Cookie { cookie, is_new: self.is_new }));
+                    return Ok(());
+                }
+            }
+            if is_end {
+                self.close(None);
+                // The sub-directories that were made are as durable as the copies in them.
+                return pfs::sync(target.as_fd()).map_err(EntryError::target("sync"));
+            }
+        }
+    }
+
+    async fn begin_out(&mut self, target: &OwnedFd) -> Result<(), EntryError> {
+        if !self.is_new {
+            drain::remove_stale(self.context, target.as_fd(), self.attempt);
+        }
+        if !self.has_attributes() {
+            return Ok(());
+        }
+        let failed = |errno: Errno| EntryError::Source { what: "stat", errno: errno.into() };
+        let meta = Meta::from(&self.context.tree.getattr(self.dir.ino).await.map_err(failed)?);
+        let xattrs = drain::xattrs(self.context, self.job, self.dir.ino).await?;
+        let mut wanted = self.context.identity.wanted(&meta, self.job.preserve);
+        let mode = wanted.mode;
+        // Work goes on in it: the final mode comes last.
+        wanted.mode = if self.is_new {
+            0o700
+        } else {
+            pfs::stat(target.as_fd()).map_err(EntryError::target("stat"))?.mode | 0o700
+        };
+        if !self.job.preserve.mode && self.is_new {
+            wanted.mode = mode | 0o700;
+        }
+        let mut not_kept = drain::apply(target.as_fd(), &wanted, &xattrs)?.or(wanted.not_kept);
+        // Of a directory that was there the mode may be somebody else's to set; whether it could be is seen at the end.
+        not_kept.mode = false;
+        self.push_attributes(&meta, mode, not_kept);
+        Ok(())
+    }
+
+    fn tree_entry(&mut self, entry: PageEntry, target: &OwnedFd) {
+        let name = entry.name.as_bytes();
+        let kind = match entry.kind {
+            FileKind::Directory => match make_dir(target, name) {
+                Ok(is_new) => return self.push_dir(name, entry.ino, is_new),
+                Err(error) => return self.refuse(name, EntryKind::Directory, &error),
+            },
+            FileKind::Regular => EntryKind::File,
+            FileKind::Symlink => EntryKind::Symlink,
+            FileKind::Fifo | FileKind::Socket => {
+                return self.refuse(name, EntryKind::Other, &EntryError::Special(Kind::from(entry.kind).text()));
+            }
+        };
+        let layout = entry.attr.as_ref().and_then(|attr| attr.layout.as_ref());
+        let place = if kind == EntryKind::File { self.context.tree.place(entry.ino, layout) } else { None };
+        let counted = entry.attr.as_ref().filter(|_| kind == EntryKind::File).map(|attr| attr.size);
+        self.push(place, Entry { name: name.to_vec(), target: None, ino: Some(entry.ino), kind, counted });
+    }
+
+    // Into the instance.
+
+    async fn from_pfs(&mut self, from: From) -> Result<(), EntryError> {
+        let failed = EntryError::source("list");
+        let source = pfs::open_below(&self.dir.pfs_root, &self.dir.below).map_err(EntryError::source("open"))?;
+        let waiting = match from {
+            From::Stream { number, .. } => self.streams().remove(&number),
+            From::Beginning { .. } | From::Cookie { .. } => None,
+        };
+        self.is_new = match (from, waiting.is_some()) {
+            (From::Beginning { is_new } | From::Cookie { is_new, .. }, _) | (From::Stream { is_new, .. }, true) => {
+                is_new
+            }
+            (From::Stream { .. }, false) => false,
+        };
+        if matches!(from, From::Beginning { .. }) {
+            self.begin_in(&source).await?;
+        }
+        let mut listing = match waiting {
+            Some(listing) => listing,
+            None => pfs::Listing::open(source.as_fd()).map_err(&failed)?,
+        };
+        let mut dirs = Vec::new();
+        let mut is_end = false;
+        while !is_end && self.bytes + dirs.len() * (self.dir.below.len() + 256) < PAGE_MAX_BYTES {
+            match listing.next().map_err(&failed)? {
+                None => is_end = true,
+                Some((name, kind)) => self.pfs_entry(&source, name, kind, &mut dirs)?,
+            }
+        }
+        self.make_dirs_in(dirs).await;
+        let next = (!is_end).then(|| {
+            let number =
+                (u64::from(self.context.temporary_number()) << 32) | u64::from(self.context.temporary_number());
+            self.streams().insert(number, listing);
+            From::Stream { number, is_new: self.is_new }
+        });
+        self.close(next);
+        Ok(())
+    }
+
+    fn streams(&self) -> std::sync::MutexGuard<'_, Streams> {
+        self.context.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn begin_in(&mut self, source: &OwnedFd) -> Result<(), EntryError> {
+        if !self.has_attributes() {
+            return Ok(());
+        }
+        let meta = pfs::stat(source.as_fd()).map_err(EntryError::source("stat"))?;
+        let xattrs = fill::read_xattrs(self.job, source)?;
+        let wanted = self.context.identity.wanted(&meta, self.job.preserve);
+        let not_kept = fill::set_xattrs(self.context, self.dir.ino, &xattrs).await?.or(wanted.not_kept);
+        let change = crate::Change { uid: wanted.uid, gid: wanted.gid, ..Default::default() };
+        if !change.is_empty() {
+            let failed = |errno: Errno| EntryError::Target { what: "set the owner of", errno: errno.into() };
+            self.context.tree.setattr(self.dir.ino, change).await.map_err(failed)?;
+        }
+        self.push_attributes(&meta, wanted.mode, not_kept);
+        Ok(())
+    }
+
+    fn pfs_entry(
+        &mut self,
+        source: &OwnedFd,
+        name: Vec<u8>,
+        kind: Option<EntryKind>,
+        dirs: &mut Vec<Vec<u8>>,
+    ) -> Result<(), EntryError> {
+        let kind = match kind {
+            Some(kind) if kind != EntryKind::Other => kind,
+            _ => match pfs::stat_name(source.as_fd(), &name).map_err(EntryError::source("stat"))? {
+                None => return Ok(()),
+                Some(meta) => match meta.kind {
+                    Kind::File => EntryKind::File,
+                    Kind::Directory => EntryKind::Directory,
+                    Kind::Symlink => EntryKind::Symlink,
+                    Kind::Special(what) => {
+                        self.refuse(&name, EntryKind::Other, &EntryError::Special(what));
+                        return Ok(());
+                    }
+                },
+            },
+        };
+        if kind == EntryKind::Directory {
+            dirs.push(name);
+        } else {
+            self.push(None, Entry { name, target: None, ino: None, kind, counted: None });
+        }
+        Ok(())
+    }
+
+    async fn make_dirs_in(&mut self, names: Vec<Vec<u8>>) {
+        let (context, parent) = (self.context, self.dir.ino);
+        let make = async |name: Vec<u8>| {
+            let made = make_dir_in(context, parent, &name).await;
+            (name, made)
+        };
+        let made: Vec<_> = stream::iter(names).map(make).buffered(MKDIRS).collect().await;
+        for (name, made) in made {
+            match made {
+                Ok((ino, is_new)) => self.push_dir(&name, ino, is_new),
+                Err(error) => self.refuse(&name, EntryKind::Directory, &error),
+            }
+        }
+    }
+}
+
+/// Makes a directory at the PFS, or finds it and makes sure that its owner can work in it. Whether it is new.
+fn make_dir(parent: &OwnedFd, name: &[u8]) -> Result<bool, EntryError> {
+    let failed = EntryError::target("create");
+    match pfs::mkdir(parent.as_fd(), name, 0o700) {
+        Ok(()) => return Ok(true),
+        Err(errno) if errno == Errno::EEXIST.into() => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    let there = pfs::stat_name(parent.as_fd(), name).map_err(&failed)?;
+    match there {
+        Some(meta) if meta.kind == Kind::Directory => {
+            if meta.mode & 0o700 != 0o700 {
+                // If it cannot be set, what fails in it says so.
+                let _ = pfs::set_mode_of_directory(parent.as_fd(), name, meta.mode | 0o700);
+            }
+            Ok(false)
+        }
+        Some(meta) => Err(EntryError::TargetKind { found: meta.kind.text(), wanted: Kind::Directory.text() }),
+        None => Err(failed(Errno::ENOENT.into())),
+    }
+}
+
+/// Makes a directory in the instance, or finds it. Whether it is new.
+pub(crate) async fn make_dir_in(context: &Context, parent: Ino, name: &[u8]) -> Result<(Ino, bool), EntryError> {
+    let failed = |errno: Errno| EntryError::Target { what: "create", errno: errno.into() };
+    let name = Name::new(name).map_err(|_| failed(Errno::EINVAL))?;
+    match context.tree.mkdir(parent, &name, 0o755).await {
+        Ok(ino) => return Ok((ino, true)),
+        Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    let ino = context.tree.lookup(parent, &name).await.map_err(failed)?;
+    let there = Meta::from(&context.tree.getattr(ino).await.map_err(failed)?);
+    match there.kind {
+        Kind::Directory => Ok((ino, false)),
+        kind => Err(EntryError::TargetKind { found: kind.text(), wanted: Kind::Directory.text() }),
+    }
+}

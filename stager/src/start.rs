@@ -1,0 +1,294 @@
+//! The first step of a job: where its source and its destination are, what they are, and the first item.
+
+use burstfs_proto::stage::Direction;
+use burstfs_types::{Errno, Ino, Name, NodeIndex};
+use thiserror::Error;
+
+use crate::drain;
+use crate::engine::{Context, Done};
+use crate::error::{EntryError, OsError};
+use crate::item::{Copy, Dir, Entry, EntryKind, From, How, Record, Step, Work, join};
+use crate::job::{SourceType, StageJob};
+use crate::list::make_dir_in;
+use crate::pfs;
+use crate::tree::{Kind, Meta};
+
+/// As the kernel's.
+const LINKS_MAX: u32 = 40;
+
+/// Why a job could not begin.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+enum StartError {
+    #[error("the source does not exist")]
+    SourceMissing,
+    #[error("the source is a {found}, and type= asks for a {wanted}")]
+    SourceType { found: &'static str, wanted: &'static str },
+    #[error("the source is a {0}")]
+    SourceKind(&'static str),
+    #[error("{0}")]
+    Entry(#[from] EntryError),
+}
+
+impl StartError {
+    fn source(errno: Errno) -> StartError {
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR => StartError::SourceMissing,
+            errno => EntryError::Source { what: "find", errno: errno.into() }.into(),
+        }
+    }
+}
+
+/// What the job begins with.
+struct Found {
+    place: Option<NodeIndex>,
+    step: Step,
+    is_dir: bool,
+    bytes: u64,
+}
+
+/// Resolves the job.
+pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attempt: u32) -> Done {
+    let mut tries = 0;
+    let result = loop {
+        let result = match context.direction {
+            Direction::In => start_in(context, job).await,
+            Direction::Out => start_out(context, job, attempt).await,
+        };
+        match result {
+            Err(StartError::Entry(error)) if context.config.retry.allows(&error, tries) => {
+                tokio::time::sleep(context.config.retry.delay(tries)).await;
+                tries += 1;
+            }
+            result => break result,
+        }
+    };
+    let mut done = Done::default();
+    match result {
+        Ok(Found { place, step, is_dir, bytes }) => {
+            done.records.push(Record::Started { job: number });
+            let (entries, dirs) = (u64::from(!is_dir), u64::from(is_dir));
+            done.records.push(Record::Announced { job: number, entries, dirs });
+            context.progress.found(entries, bytes);
+            done.push_item(place, &Work { job: number, attempt, step });
+        }
+        Err(error) => {
+            context.progress.failed();
+            let is_source_missing = error == StartError::SourceMissing;
+            let errno = if let StartError::Entry(error) = &error { error.errno().map(|errno| errno.0) } else { None };
+            done.records.push(Record::NotStarted { job: number, is_source_missing, reason: error.to_string(), errno });
+        }
+    }
+    done
+}
+
+fn check_type(job: &StageJob, kind: Kind) -> Result<(), StartError> {
+    let wanted = match (job.source_type, kind) {
+        (_, Kind::Symlink | Kind::Special(_)) => return Err(StartError::SourceKind(kind.text())),
+        (SourceType::File, Kind::Directory) => Kind::File,
+        (SourceType::Directory, Kind::File) => Kind::Directory,
+        (SourceType::Auto | SourceType::File | SourceType::Directory, Kind::File | Kind::Directory) => return Ok(()),
+    };
+    Err(StartError::SourceType { found: kind.text(), wanted: wanted.text() })
+}
+
+/// `path` without slashes at its end, but for the root.
+fn trimmed(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    if end == 0 { b"/" } else { &path[..end] }
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    let path = trimmed(path);
+    match path.iter().rposition(|byte| *byte == b'/') {
+        None | Some(0) if path.len() <= 1 => (b"/", b""),
+        None => (b"/", path),
+        Some(0) => (b"/", &path[1..]),
+        Some(at) => (&path[..at], &path[at + 1..]),
+    }
+}
+
+/// Where a directory's copy goes.
+fn directory_target(job: &StageJob) -> Vec<u8> {
+    let destination = trimmed(&job.destination);
+    if job.source.ends_with(b"/") { destination.to_vec() } else { join(destination, split(&job.source).1) }
+}
+
+/// Where a file's copy goes: directory and name.
+fn file_target(job: &StageJob, destination_is_dir: bool) -> (Vec<u8>, Vec<u8>) {
+    if destination_is_dir || job.destination.ends_with(b"/") {
+        (trimmed(&job.destination).to_vec(), split(&job.source).1.to_vec())
+    } else {
+        let (dir, name) = split(&job.destination);
+        (dir.to_vec(), name.to_vec())
+    }
+}
+
+fn single_file(dir: Dir, is_new: bool, name: &[u8], target: Vec<u8>, ino: Option<Ino>, bytes: u64) -> Step {
+    let target = (target != name).then_some(target);
+    let entry = Entry { name: name.to_vec(), target, ino, kind: EntryKind::File, counted: Some(bytes) };
+    Step::Copy(Copy { dir, is_new, how: How::Alone, entries: vec![entry] })
+}
+
+async fn start_in(context: &Context, job: &StageJob) -> Result<Found, StartError> {
+    let failed = |what| move |errno: OsError| StartError::from(EntryError::Source { what, errno });
+    let meta = pfs::stat_path(&job.source).map_err(failed("find"))?.ok_or(StartError::SourceMissing)?;
+    check_type(job, meta.kind)?;
+    let source = pfs::canonical(&job.source).map_err(failed("find"))?;
+    if meta.kind == Kind::Directory {
+        // Readable now, or the reason why not.
+        pfs::open_root(&source).map_err(failed("open"))?;
+        let path = directory_target(job);
+        let (ino, is_new) = make_path(context, &path).await?;
+        let dir = Dir { pfs_root: source, instance_root: path, below: Vec::new(), ino };
+        let step = Step::List { dir, from: From::Beginning { is_new } };
+        return Ok(Found { place: None, step, is_dir: true, bytes: 0 });
+    }
+    let destination_is_dir = match resolve(context, &job.destination).await {
+        Ok((_, meta)) => meta.kind == Kind::Directory,
+        Err(_) => false,
+    };
+    let (dir_path, target) = file_target(job, destination_is_dir);
+    let (ino, is_new) = make_path(context, &dir_path).await?;
+    let (source_dir, name) = split(&source);
+    let dir = Dir { pfs_root: source_dir.to_vec(), instance_root: dir_path, below: Vec::new(), ino };
+    Ok(Found {
+        place: None,
+        step: single_file(dir, is_new, name, target, None, meta.size),
+        is_dir: false,
+        bytes: meta.size,
+    })
+}
+
+/// Makes all directories of a path in the instance.
+async fn make_path(context: &Context, path: &[u8]) -> Result<(Ino, bool), StartError> {
+    match resolve(context, path).await {
+        Ok((ino, meta)) if meta.kind == Kind::Directory => return Ok((ino, false)),
+        Ok((_, meta)) => {
+            let wanted = Kind::Directory.text();
+            return Err(EntryError::TargetKind { found: meta.kind.text(), wanted }.into());
+        }
+        Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(EntryError::Target { what: "find", errno: errno.into() }.into()),
+    }
+    let (parent, name) = split(path);
+    let (parent, _) = Box::pin(make_path(context, parent)).await?;
+    Ok(make_dir_in(context, parent, name).await?)
+}
+
+async fn start_out(context: &Context, job: &StageJob, attempt: u32) -> Result<Found, StartError> {
+    let (ino, meta) = resolve(context, &job.source).await.map_err(StartError::source)?;
+    check_type(job, meta.kind)?;
+    let tree = &context.tree;
+    if meta.kind == Kind::Directory {
+        let path = directory_target(job);
+        make_directory_out(trimmed(&job.destination))?;
+        let is_new = path != trimmed(&job.destination) && make_directory_out(&path)?;
+        let instance_root = trimmed(&job.source).to_vec();
+        let dir = Dir { pfs_root: path, instance_root, below: Vec::new(), ino };
+        let step = Step::List { dir, from: From::Beginning { is_new } };
+        return Ok(Found { place: tree.place(ino, None), step, is_dir: true, bytes: 0 });
+    }
+    let failed = |errno| StartError::from(EntryError::Target { what: "find", errno });
+    let there = pfs::stat_path(&job.destination).map_err(failed)?;
+    let (dir_path, target) = file_target(job, there.is_some_and(|there| there.kind == Kind::Directory));
+    if job.destination.ends_with(b"/") {
+        make_directory_out(&dir_path)?;
+    }
+    let target_dir = pfs::open_root(&dir_path).map_err(failed)?;
+    drain::remove_stale(context, std::os::fd::AsFd::as_fd(&target_dir), attempt);
+    let (source_dir, name) = split(&job.source);
+    let attr = tree.getattr(ino).await.map_err(StartError::source)?;
+    let dir = Dir { pfs_root: dir_path, instance_root: source_dir.to_vec(), below: Vec::new(), ino };
+    let step = single_file(dir, false, name, target, Some(ino), meta.size);
+    Ok(Found { place: tree.place(ino, attr.layout.as_ref()), step, is_dir: false, bytes: meta.size })
+}
+
+/// Makes the last component of a path of the PFS. Whether it is new.
+fn make_directory_out(path: &[u8]) -> Result<bool, StartError> {
+    let failed = EntryError::target("create");
+    match pfs::stat_path(path).map_err(&failed)? {
+        Some(meta) if meta.kind == Kind::Directory => Ok(false),
+        Some(meta) => Err(EntryError::TargetKind { found: meta.kind.text(), wanted: Kind::Directory.text() }.into()),
+        None => {
+            pfs::mkdir_path(path, 0o777).map_err(&failed)?;
+            // The new name itself must be durable before anything in it is called copied.
+            let parent = pfs::open_root(split(path).0).map_err(&failed)?;
+            pfs::sync(std::os::fd::AsFd::as_fd(&parent)).map_err(EntryError::target("sync the directory of"))?;
+            Ok(true)
+        }
+    }
+}
+
+/// What a path of the instance names, links followed. An absolute link is understood when it points into the mount.
+async fn resolve(context: &Context, path: &[u8]) -> Result<(Ino, Meta), Errno> {
+    let tree = &context.tree;
+    let mut todo: Vec<Vec<u8>> = components(path);
+    let mut stack = vec![Ino::ROOT];
+    let mut links = 0;
+    while let Some(name) = todo.pop() {
+        let dir = *stack.last().unwrap_or(&Ino::ROOT);
+        if name == b".." {
+            if stack.len() > 1 {
+                stack.pop();
+            }
+            continue;
+        }
+        let ino = tree.lookup(dir, &Name::new(name).map_err(|_| Errno::EINVAL)?).await?;
+        let meta = Meta::from(&tree.getattr(ino).await?);
+        if meta.kind != Kind::Symlink {
+            stack.push(ino);
+            continue;
+        }
+        links += 1;
+        if links > LINKS_MAX {
+            return Err(Errno::ELOOP);
+        }
+        let target = tree.readlink(ino).await?;
+        if target.starts_with(b"/") {
+            stack.truncate(1);
+            todo.extend(components(below_mount(&target, &context.config.mount).ok_or(Errno::EXDEV)?));
+        } else {
+            todo.extend(components(&target));
+        }
+    }
+    let ino = *stack.last().unwrap_or(&Ino::ROOT);
+    Ok((ino, Meta::from(&tree.getattr(ino).await?)))
+}
+
+/// A path's components, the last first.
+fn components(path: &[u8]) -> Vec<Vec<u8>> {
+    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+    names.rev().map(<[u8]>::to_vec).collect()
+}
+
+fn below_mount<'a>(path: &'a [u8], mount: &[u8]) -> Option<&'a [u8]> {
+    let rest = path.strip_prefix(trimmed(mount)).filter(|_| mount.len() > 1)?;
+    (rest.is_empty() || rest.starts_with(b"/")).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(source: &str, destination: &str) -> StageJob {
+        StageJob::new(Direction::Out, source, destination)
+    }
+
+    #[test]
+    fn targets_are_rsyncs() {
+        assert_eq!(directory_target(&job("/out/", "/t/x")), b"/t/x");
+        assert_eq!(directory_target(&job("/out", "/t/x/")), b"/t/x/out");
+        assert_eq!(directory_target(&job("/", "/t")), b"/t");
+        assert_eq!(file_target(&job("/a/f", "/t/g"), false), (b"/t".to_vec(), b"g".to_vec()));
+        assert_eq!(file_target(&job("/a/f", "/t/"), false), (b"/t".to_vec(), b"f".to_vec()));
+        assert_eq!(file_target(&job("/a/f", "/t"), true), (b"/t".to_vec(), b"f".to_vec()));
+        assert_eq!(file_target(&job("/a/f", "/g"), false), (b"/".to_vec(), b"g".to_vec()));
+    }
+
+    #[test]
+    fn only_links_into_the_mount_are_understood() {
+        assert_eq!(below_mount(b"/burstfs/42/a", b"/burstfs/42"), Some(b"/a".as_slice()));
+        assert_eq!(below_mount(b"/burstfs/421", b"/burstfs/42"), None);
+        assert_eq!(below_mount(b"/etc", b""), None);
+    }
+}
