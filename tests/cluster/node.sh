@@ -36,10 +36,13 @@ cgroup_join() {
   done 2>/dev/null
 }
 
+# Kills what is still in the node's cgroups (commands that were entering it, an `up` that was cut off) and removes them.
 cgroup_remove_once() {
-  local mount
+  local mount pids
   for mount in $(cgroup_mounts); do
     [ -d "$mount/$CGROUP-$1" ] || continue
+    pids=$(find "$mount/$CGROUP-$1" -name cgroup.procs -exec cat {} + | sort -u)
+    if [ -n "$pids" ]; then kill -KILL $pids; return 1; fi
     find "$mount/$CGROUP-$1" -depth -type d -exec rmdir {} + || return 1
   done
 }
@@ -74,7 +77,7 @@ node_on() {
     cd /
     exec setsid unshare -n -u -m -p -i -C --fork --kill-child -- "$HERE/node-init" "$STATE" "$node" "$PREFIX"
   ) </dev/null >>"$dir/init.log" 2>&1 &
-  wait_until "process 1 of $node" "$WAIT_SECONDS" test -s "$dir/init.pid.new" && mv "$dir/init.pid.new" "$dir/init.pid" || return 1
+  wait_until "process 1 of $node" "$WAIT_SECONDS" is_on "$node" || return 1
   wait_until "$node (see $dir/init.log)" "$WAIT_SECONDS" is_ready "$node" || { cat "$dir/init.log" >&2; return 1; }
   network_join "$node"
 }
@@ -95,7 +98,7 @@ network_join() {
 node_off() {
   local node=$1 pid
   if pid=$(node_pid "$node"); then
-    kill -KILL "$pid"
+    kill -KILL "$pid" 2>/dev/null
     wait_until "$node to go down" "$WAIT_SECONDS" is_off "$node" || return 1
   fi
   rm -f "$(node_dir "$node")"/init.pid*
