@@ -115,7 +115,16 @@ impl Mgs {
     }
 
     /// A node says that it has reached a phase, and all before it. Saying it again changes nothing.
+    ///
+    /// A client that goes before the instance is ready ends the start: else "and all before it" would complete the
+    /// stage-in that this node has not done, and the instance would be READY without its input.
     pub fn reach(&mut self, node: NodeIndex, phase: Phase) {
+        let index = usize::from(node.get());
+        if phase > Phase::StagedIn && index < self.nodes.len() && !self.has_passed(Phase::StagedIn) {
+            let host = self.identity.hosts.get(index).map_or("?", String::as_str);
+            let message = format!("{host}: the job ended there before the file system was ready");
+            self.fail(Failure::new(Code::Cancelled, message));
+        }
         let Some(node) = self.nodes.get_mut(usize::from(node.get())) else { return };
         if node.reached < Some(phase) {
             node.reached = Some(phase);
@@ -361,8 +370,19 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_ends_while_it_starts_does_not_make_the_instance_ready() {
+        let mut mgs = joined(2);
+        mgs.reach(NodeIndex::new(0), Phase::StagedIn);
+        mgs.reach(NodeIndex::new(1), Phase::ClientsGone);
+        let answer = mgs.poll_barrier(Phase::StagedIn);
+        assert!(matches!(answer, Waited::Failed(failure) if failure.code == Code::Cancelled));
+        assert_eq!(mgs.state(), State::Failed);
+    }
+
+    #[test]
     fn a_conclusion_shows() {
         let mut mgs = joined(1);
+        mgs.reach(NodeIndex::new(0), Phase::StagedIn);
         mgs.reach(NodeIndex::new(0), Phase::Drained);
         assert_eq!(mgs.state(), State::Draining);
         mgs.conclude(Conclusion::Held(Failure::new(Code::DrainFailed, "x")));

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use burstfs_proto::service::Caller;
 use burstfs_proto::stage::Item;
-use burstfs_types::NodeIndex;
+use burstfs_types::{NodeIndex, Xid};
 
 #[derive(Clone, Debug)]
 struct Taken {
@@ -21,6 +22,8 @@ pub struct Queue {
     next_id: u64,
     waiting: HashMap<Option<NodeIndex>, VecDeque<(u64, Item)>>,
     taken: BTreeMap<u64, Taken>,
+    /// What was given in answer to which request (node, incarnation, xid), until the node acknowledges the answer.
+    given: BTreeMap<(NodeIndex, u64, Xid), Vec<u64>>,
     lost: Vec<NodeIndex>,
 }
 
@@ -28,7 +31,13 @@ impl Queue {
     /// An empty queue whose items are numbered from `first_id` on. A restarted node 0 starts another queue with a higher
     /// one, so that what is handed in for an item of the old queue is told apart and ignored.
     pub fn new(first_id: u64) -> Queue {
-        Queue { next_id: first_id, waiting: HashMap::new(), taken: BTreeMap::new(), lost: Vec::new() }
+        Queue {
+            next_id: first_id,
+            waiting: HashMap::new(),
+            taken: BTreeMap::new(),
+            given: BTreeMap::new(),
+            lost: Vec::new(),
+        }
     }
 
     /// Adds work. Returns the items that nobody can do, since their node was given up.
@@ -58,6 +67,32 @@ impl Queue {
         }
         let taken = work.iter().map(|(id, item)| (*id, Taken { node, incarnation, item: item.clone() }));
         self.taken.extend(taken);
+        work
+    }
+
+    /// As [`Queue::take`], for a request that may be sent again: a resend gets what the first was given and has not
+    /// finished. Else the work of an answer that was lost would be taken by a node that does not know of it, for ever.
+    pub fn take_once(&mut self, caller: Caller, max: usize) -> Vec<(u64, Item)> {
+        let (node, incarnation) = (caller.client.node, caller.client.incarnation);
+        let needed = (node, incarnation, caller.oldest_unanswered.min(caller.xid));
+        let answered: Vec<_> = self.given.range((node, 0, Xid(0))..needed).map(|(request, _)| *request).collect();
+        for request in answered {
+            self.given.remove(&request);
+        }
+        let request = (node, incarnation, caller.xid);
+        if let Some(ids) = self.given.get(&request) {
+            let still_taken = |id: &u64| {
+                let taken = self.taken.get(id)?;
+                let is_holder = (taken.node, taken.incarnation) == (node, incarnation);
+                is_holder.then(|| (*id, taken.item.clone()))
+            };
+            return ids.iter().filter_map(still_taken).collect();
+        }
+        let work = self.take(node, incarnation, max);
+        // Nothing is no answer: the request may be waiting, and look again.
+        if !work.is_empty() {
+            self.given.insert(request, work.iter().map(|(id, _)| *id).collect());
+        }
         work
     }
 
@@ -101,6 +136,7 @@ impl Queue {
 mod tests {
     use std::collections::HashSet;
 
+    use burstfs_types::ClientId;
     use proptest::prelude::*;
 
     use super::*;
@@ -155,7 +191,55 @@ mod tests {
         assert_eq!(queue.push(vec![item(Some(1), 3)]), [item(Some(1), 3)]);
     }
 
+    fn caller(index: u16, xid: u64, oldest: u64) -> Caller {
+        let client = ClientId { node: node(index), incarnation: 1 };
+        Caller { client, xid: Xid(xid), oldest_unanswered: Xid(oldest) }
+    }
+
+    #[test]
+    fn a_request_that_is_sent_again_gets_the_same_work() {
+        let mut queue = Queue::new(1);
+        assert_eq!(queue.take_once(caller(0, 7, 7), 2), []);
+        queue.push(vec![item(None, 1), item(None, 2), item(None, 3)]);
+        let first = queue.take_once(caller(0, 7, 7), 2);
+        assert_eq!(first.len(), 2);
+        assert_eq!(queue.take_once(caller(0, 7, 7), 2), first);
+        assert!(queue.finish(1));
+        assert_eq!(queue.take_once(caller(0, 7, 7), 2), first[1..], "what is finished is not given again");
+        assert_eq!(queue.take_once(caller(0, 8, 7), 2), [(3, item(None, 3))]);
+        assert_eq!(queue.given.len(), 2);
+        assert_eq!(queue.take_once(caller(0, 9, 9), 2), []);
+        assert!(queue.given.is_empty(), "what the node has acknowledged is not kept");
+    }
+
     proptest! {
+        /// Two nodes take until there is nothing left, over a network that loses answers: they end, and each item was
+        /// done once.
+        #[test]
+        fn lost_answers_lose_no_work(count in 0_u8..20, is_lost in proptest::collection::vec(any::<bool>(), 0..60)) {
+            let mut queue = Queue::new(1);
+            queue.push((0..count).map(|body| item(None, body)).collect());
+            let mut is_lost = is_lost.into_iter();
+            let (mut done, mut xids) = (HashSet::new(), [1_u64; 2]);
+            let mut turn = 0;
+            while !queue.is_empty() {
+                prop_assert!(turn < 1_000);
+                let index = turn % 2;
+                let xid = xids[index];
+                let work = queue.take_once(caller(index as u16, xid, xid), 3);
+                turn += 1;
+                if is_lost.next().unwrap_or(false) {
+                    continue;
+                }
+                xids[index] += 1;
+                for (id, item) in work {
+                    prop_assert!(queue.finish(id));
+                    prop_assert!(done.insert(item.body));
+                }
+            }
+            prop_assert_eq!(done.len(), usize::from(count));
+        }
+
         /// Whatever nodes do, each item is finished or returned as undoable exactly once.
         #[test]
         fn nothing_is_lost_or_doubled(
