@@ -92,11 +92,15 @@ impl TrustedDir {
 
     /// Makes `name`; `false` when something of that name is there.
     pub(crate) fn make(&self, name: &Path, mode: u32) -> Result<bool, NodeError> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) => Ok(true),
-            Err(Errno::EXIST) => Ok(false),
-            Err(errno) => Err(errno).context(|| format!("make {}", self.path.join(name).display())),
+        let what = || format!("make {}", self.path.join(name).display());
+        match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Ok(false),
+            Err(errno) => return Err(errno).context(what),
         }
+        // The mode is what was asked for, whatever the umask. Only root can have replaced the name meanwhile.
+        rustix::fs::chmodat(&self.fd, name, Mode::from_raw_mode(mode), AtFlags::empty()).context(what)?;
+        Ok(true)
     }
 
     /// Makes the directory `name` and gives it away.

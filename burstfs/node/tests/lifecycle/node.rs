@@ -41,7 +41,9 @@ impl Job {
 
 impl Node {
     pub(crate) fn set_up() -> Node {
-        assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root");
+        // SAFETY: asks only.
+        let uid = unsafe { libc::geteuid() };
+        assert_eq!(uid, 0, "this test needs root");
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse");
         // SAFETY: plain system calls, before there is a second thread.
         unsafe {

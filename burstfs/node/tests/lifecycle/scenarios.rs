@@ -310,7 +310,7 @@ fn hostile_data_tree(node: &Node) {
     symlink("/", data.join("root")).unwrap();
     fs::create_dir_all(data.join("a/b/c")).unwrap();
     symlink("../../../..", data.join("a/b/c/up")).unwrap();
-    fs::set_permissions(data.join("a/b"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(data.join("a/b"), PermissionsExt::from_mode(0o000)).unwrap();
     node.stop(&job);
     assert_eq!(fs::read_to_string(node.path("elsewhere/kept/file")).unwrap(), "kept");
 }
