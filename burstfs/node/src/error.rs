@@ -32,6 +32,9 @@ pub(crate) enum NodeError {
     /// The command line or an environment variable.
     #[error("{0}")]
     Usage(String),
+    /// A live instance of that name belongs to another job. Nothing of it is touched.
+    #[error("another job's instance {0} is running on this node")]
+    OtherJob(String),
     /// The supervisor ended without saying how.
     #[error("the supervisor of {0} ended unexpectedly; its log says more")]
     SupervisorGone(String),

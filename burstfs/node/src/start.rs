@@ -32,6 +32,8 @@ pub(crate) fn run(settings: &Settings, variables: Variables<'_>) -> Result<(), N
         return Ok(());
     }
     let failure = match started {
+        // The outcome that is there is the other job's.
+        Err(error @ NodeError::OtherJob(_)) => return Err(error),
         Ok(()) => NodeError::SupervisorGone(instance.to_string()).into_failure(Code::DaemonFailed),
         Err(error) => error.into_failure(Code::DaemonFailed),
     };
@@ -110,7 +112,7 @@ fn require_same_job(running: &Option<Launch>, wanted: &Launch) -> Result<(), Nod
         return Ok(());
     }
     let instance = &wanted.description.instance;
-    Err(NodeError::Usage(format!("another job's instance {instance} is running on this node")))
+    Err(NodeError::OtherJob(instance.to_string()))
 }
 
 fn start_new(settings: &Settings, run_base: &RunBase, launch: &Launch) -> Result<Connection, NodeError> {
