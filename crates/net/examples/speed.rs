@@ -103,14 +103,18 @@ async fn measure(transport: Arc<dyn Transport>) -> Result<(), Box<dyn Error>> {
     let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
     println!("{name}: small call, one at a time: median {:?}, 99 % {:?}", at(50), at(99));
 
-    let per_second =
-        rate(SMALL_CALLS, || async { Ok(drop(channel.call(&GetAttr { ino: Ino::ROOT }, deadline()).await?)) });
+    let per_second = rate(SMALL_CALLS, || get_attr(&channel));
     println!("{name}: small calls, {AT_ONCE} at once: {:.0}/s", per_second.await?);
     let per_second = rate(BULK_CALLS, || write(&client, &channel)).await?;
     println!("{name}: 1 MiB writes, {AT_ONCE} at once: {:.0} MiB/s", per_second);
     let per_second = rate(BULK_CALLS, || read(&client, &channel)).await?;
     println!("{name}: 1 MiB reads, {AT_ONCE} at once: {:.0} MiB/s", per_second);
     server.shutdown().await;
+    Ok(())
+}
+
+async fn get_attr(channel: &Channel) -> Result<(), Box<dyn Error>> {
+    channel.call(&GetAttr { ino: Ino::ROOT }, deadline()).await?;
     Ok(())
 }
 

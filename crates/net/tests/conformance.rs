@@ -170,6 +170,7 @@ async fn an_abandoned_request_keeps_its_memory_until_its_reply(transport: Any) {
 async fn a_deadline_ends_the_wait(transport: Any) {
     let world = World::new(transport).await;
     let channel = world.client(1).channel(world.address);
+    assert_eq!(channel.call(&Echo { bytes: vec![0] }, soon()).await.unwrap(), [0]);
     let late = channel.call(&Block { key: 1 }, shortly()).await.unwrap_err();
     assert!(matches!(late, RpcError::Timeout(Waiting::Reply)), "{late:?}");
     assert_eq!(late.errno(), Errno::EIO);
@@ -323,6 +324,7 @@ async fn a_stuck_connection_is_replaced(transport: Any) {
     let world = World::new(transport.clone()).await;
     let limits = ChannelLimits { requests_max: 1, ..ChannelLimits::default() };
     let channel = world.client_as(world.identity(1), limits).channel(world.address);
+    assert_eq!(channel.call(&Echo { bytes: vec![0] }, soon()).await.unwrap(), [0]);
     let stuck = channel.call(&Block { key: 1 }, shortly()).await.unwrap_err();
     assert!(matches!(stuck, RpcError::Timeout(Waiting::Reply)), "{stuck:?}");
     let full = channel.call(&Echo { bytes: vec![] }, shortly()).await.unwrap_err();
