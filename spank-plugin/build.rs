@@ -7,7 +7,7 @@ use std::path::Path;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     // Every sbatch, srun and slurmstepd loads the library: no symbols but those that Slurm looks up.
-    println!("cargo::rustc-link-arg-cdylib=-s");
+    println!("cargo::rustc-link-arg-cdylib=-Wl,--strip-all");
     let bindings = bindgen::Builder::default()
         .header_contents("spank.h", "#include <slurm/slurm_version.h>\n#include <slurm/spank.h>\n")
         .allowlist_function("spank_(context|option_register|get_item|getenv|setenv|unsetenv|job_control_setenv)")

@@ -16,7 +16,7 @@ use crate::bindings::{
     slurm_error, slurm_info, slurm_spank_log, spank_context, spank_get_item, spank_getenv, spank_item_t,
     spank_job_control_setenv, spank_option, spank_option_register, spank_setenv, spank_t, spank_unsetenv,
 };
-use crate::host::{Host, names};
+use crate::host::Host;
 use crate::job_script::{self, Script};
 use crate::submit::{self, Submission};
 use crate::{slurm_conf, task};
@@ -53,7 +53,7 @@ struct State {
     submission: Option<Submission>,
     /// Within an allocation, where srun makes a step of a job that has its file system or has not.
     is_in_job: bool,
-    /// The step was asked for with the option, or its job was.
+    /// The job asked for burstfs, as far as this step can see.
     is_requested: bool,
 }
 
@@ -204,11 +204,12 @@ unsafe fn remember_arguments(argc: c_int, argv: *mut *mut c_char) -> PathBuf {
     state.config()
 }
 
-/// An `sbatch` or `salloc` within a job finds the job's option in its environment and would take it for its own.
-fn forget_outer_job(is_in_job: bool) {
-    let inherited: &[&str] = if is_in_job { &[names::IN_JOB, names::OPTION_IN_JOB] } else { &[names::IN_JOB] };
-    for name in inherited {
-        let name = c_string(name);
+/// An `sbatch` or `salloc` within a job finds that job's option in its environment and would take it for its own, and
+/// would hand that job's mount on to the new job.
+fn forget_outer_job() {
+    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    for name in submit::outer_job_variables(environment) {
+        let name = c_string(&name);
         // SAFETY: Slurm initialises its plugins before it starts threads, so nobody reads the environment meanwhile.
         unsafe { libc::unsetenv(name.as_ptr()) };
     }
@@ -228,9 +229,8 @@ pub unsafe extern "C" fn slurm_spank_init(spank: spank_t, argc: c_int, argv: *mu
                 }
                 return SUCCESS;
             }
-            S_CTX_ALLOCATOR => {
-                forget_outer_job(std::env::var_os("SLURM_JOB_ID").is_some());
-            }
+            S_CTX_ALLOCATOR if std::env::var_os("SLURM_JOB_ID").is_some() => forget_outer_job(),
+            S_CTX_ALLOCATOR => {}
             S_CTX_LOCAL => state().is_in_job = std::env::var_os("SLURM_JOB_ID").is_some(),
             S_CTX_REMOTE => {}
             _ => return SUCCESS,
@@ -257,11 +257,7 @@ fn register_option(spank: spank_t) -> c_int {
 unsafe extern "C" fn option_given(_val: c_int, argument: *const c_char, remote: c_int) -> c_int {
     guard(FAILURE, || {
         let mut state = state();
-        if remote != 0 {
-            state.is_requested = true;
-            return SUCCESS;
-        }
-        if state.is_in_job || argument.is_null() {
+        if remote != 0 || state.is_in_job || argument.is_null() {
             return SUCCESS;
         }
         // SAFETY: Slurm gives a C string that lives as long as the call.

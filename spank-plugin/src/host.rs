@@ -10,6 +10,10 @@ pub(crate) mod names {
     pub(crate) const IN_JOB: &str = "SLURM_SPANK_BURSTFS_SPEC";
     /// The option in the environment of the job: srun and sbatch take it for one that was given.
     pub(crate) const OPTION_IN_JOB: &str = "SLURM_SPANK__SLURM_SPANK_OPTION_burstfs_burstfs";
+    /// The option as salloc's shell has it besides: slurmstepd takes it for one that was given.
+    pub(crate) const OPTION: &str = "_SLURM_SPANK_OPTION_burstfs_burstfs";
+    /// All by which a job within a job would inherit.
+    pub(crate) const INHERITED: [&str; 3] = [IN_JOB, OPTION_IN_JOB, OPTION];
 }
 
 /// The loading process.

@@ -77,9 +77,10 @@ fn hand_over(
     Err(Failure::new(code, format!("{} {verb}: {}", node.display(), ended.status)))
 }
 
-/// Components of a heterogeneous job are jobs of their own, and would get a file system each.
-pub(crate) fn check_het(het_job_id: Option<&str>) -> Result<(), Failure> {
-    match het_job_id {
+/// Components of a heterogeneous job are jobs of their own, and would get a file system each. `het` is the id of the
+/// first component as the prolog knows it, or their number as a step does.
+pub(crate) fn check_het(het: Option<&str>) -> Result<(), Failure> {
+    match het {
         None | Some("" | "0") => Ok(()),
         Some(_) => Err(Failure::new(Code::NotBuiltYet, "heterogeneous jobs are not in this version of burstfs")),
     }

@@ -1,6 +1,6 @@
 //! sbatch, salloc, srun: the request before the job is queued. Runs as the submitting user.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -73,6 +73,30 @@ pub(crate) fn user_values() -> Values {
         submit_dir: std::env::current_dir().ok().and_then(|path| path.to_str().map(str::to_owned)),
         ..Values::default()
     }
+}
+
+/// What a job that is submitted within a job must not get of the outer job's environment: its option and its request,
+/// and what says where its file system is. A user's own variables of similar names stay.
+pub(crate) fn outer_job_variables(environment: impl Iterator<Item = (String, OsString)>) -> Vec<String> {
+    let mut ours: Vec<(String, OsString)> = environment.filter(|(name, _)| is_like_ours(name)).collect();
+    let mount = ours.iter().find(|(name, _)| name == "BURSTFS").map(|(_, value)| value.clone());
+    let is_named_mount = |value: &OsString| mount.as_ref() == Some(value);
+    ours.retain(|(name, value)| !name.starts_with("BURSTFS") || JOB.contains(&name.as_str()) || is_named_mount(value));
+    ours.into_iter().map(|(name, _)| name).collect()
+}
+
+/// The variables of a job with a file system, beside the one that has its name.
+const JOB: [&str; 6] = [
+    "BURSTFS",
+    "BURSTFS_INSTANCE",
+    "BURSTFS_CAPACITY_BYTES",
+    "BURSTFS_SERVERS",
+    "BURSTFS_STAGE_IN",
+    "BURSTFS_DRAIN_DEADLINE",
+];
+
+fn is_like_ours(name: &str) -> bool {
+    name.starts_with("BURSTFS") || names::INHERITED.contains(&name)
 }
 
 fn check(spec: &JobSpec, config: &Path, user: &Values) -> Result<JobSpec, SpecError> {
@@ -275,6 +299,22 @@ mod tests {
         fs::remove_file(dropped.directory.path().join("burstfs.toml")).unwrap();
         assert_eq!(dropped.finish(), Ok(()));
         assert!(dropped.host.control.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_job_within_a_job_starts_afresh() {
+        let environment = [
+            ("BURSTFS", "/burstfs/42"),
+            ("BURSTFS_CKPT", "/burstfs/42"),
+            ("BURSTFS_INSTANCE", "vc.42.0"),
+            ("BURSTFS_MINE", "x"),
+            ("HOME", "/burstfs/42"),
+            (names::IN_JOB, "{}"),
+            (names::OPTION_IN_JOB, "4T"),
+        ];
+        let dropped = outer_job_variables(environment.map(|(name, value)| (name.to_owned(), value.into())).into_iter());
+        let expected = ["BURSTFS", "BURSTFS_CKPT", "BURSTFS_INSTANCE", names::IN_JOB, names::OPTION_IN_JOB];
+        assert_eq!(dropped, expected);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -39,11 +39,10 @@ enum Verdict {
 }
 
 /// Removes from the job's environment what an `sbatch` within the job would take for options of its own; whether the
-/// job asked for burstfs.
+/// job asked for burstfs. The option alone does not say so: its last word may have been `none`.
 pub(crate) fn disinherit(host: &dyn Host) -> bool {
-    let inherited = [names::IN_JOB, names::OPTION_IN_JOB];
-    let is_requested = inherited.iter().any(|name| host.has_job_variable(name));
-    inherited.iter().for_each(|name| host.unset_job_variable(name));
+    let is_requested = host.has_job_variable(names::IN_JOB);
+    names::INHERITED.iter().for_each(|name| host.unset_job_variable(name));
     is_requested
 }
 
@@ -85,7 +84,8 @@ fn environment(host: &dyn Host, config: &Path, is_requested: bool) -> Result<BTr
     }
 }
 
-/// The job's instance on this node: that of this run when the restart count is known, else the latest.
+/// The job's instance on this node: the latest, or that of this run when the restart count says which. Slurm 22.05 says
+/// 0 for every run, so 0 says nothing. An earlier run's instance is gone by now: Slurm requeues after the last epilog.
 fn find_instance(host: &dyn Host, run_dir: &Path) -> Option<InstanceId> {
     let job_id = host.job_id()?;
     let mut instances: Vec<InstanceId> = std::fs::read_dir(run_dir)
@@ -99,14 +99,14 @@ fn find_instance(host: &dyn Host, run_dir: &Path) -> Option<InstanceId> {
         instances.retain(|instance| instance.cluster().eq_ignore_ascii_case(&cluster));
     }
     match host.restart_count() {
-        Some(count) => instances.into_iter().find(|instance| instance.restart_count() == count),
-        None => instances.into_iter().max_by_key(InstanceId::restart_count),
+        Some(count @ 1..) => instances.into_iter().find(|instance| instance.restart_count() == count),
+        Some(0) | None => instances.into_iter().max_by_key(InstanceId::restart_count),
     }
 }
 
 /// Without an outcome: what the prolog refused to start for, as far as it can be seen from here.
 fn why_not_started(host: &dyn Host) -> Failure {
-    let known = slurm_conf::check().and_then(|()| check_het(host.job_variable("SLURM_HET_JOB_ID").as_deref()));
+    let known = slurm_conf::check().and_then(|()| check_het(host.job_variable("SLURM_HET_SIZE").as_deref()));
     let unknown = || {
         let message = "no file system was started for this job on this node; slurmd's log there says why";
         Failure::new(Code::DaemonFailed, message)
@@ -121,7 +121,10 @@ fn read_outcome(directory: &Path) -> Result<Verdict, String> {
     owner(metadata)?;
     let path = directory.join("outcome.json");
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
-    let mut file = file.map_err(|error| format!("the start has not been recorded: {error}"))?;
+    let mut file = file.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => "the start was not recorded; slurmd's log there says why".to_owned(),
+        _ => error.to_string(),
+    })?;
     owner(file.metadata().map_err(|error| error.to_string())?)?;
     let mut text = String::new();
     file.by_ref().take(OUTCOME_MAX_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
@@ -226,7 +229,9 @@ mod tests {
         assert_eq!(node.admit(Some(1), true).0, Err(Stopped));
         node.ready("vc.42.1");
         assert_eq!(node.admit(Some(1), true).1.job.borrow().get("BURSTFS").unwrap(), "/burstfs/vc.42.1");
-        assert_eq!(node.admit(None, true).1.job.borrow().get("BURSTFS").unwrap(), "/burstfs/vc.42.1");
+        for unknown in [None, Some(0)] {
+            assert_eq!(node.admit(unknown, true).1.job.borrow().get("BURSTFS").unwrap(), "/burstfs/vc.42.1");
+        }
     }
 
     #[test]
@@ -238,14 +243,16 @@ mod tests {
         }
         let node = Node::new();
         fs::create_dir_all(node.0.path().join("run/vc.42.0")).unwrap();
-        assert!(node.admit(None, false).1.text().contains("has not been recorded"));
+        assert!(node.admit(None, false).1.text().contains("was not recorded"));
     }
 
     #[test]
     fn nested_jobs_do_not_inherit() {
         let host = FakeHost::default();
         assert!(!disinherit(&host));
-        for name in [names::IN_JOB, names::OPTION_IN_JOB, "MINE"] {
+        host.set_job_variable(names::OPTION_IN_JOB, "none");
+        assert!(!disinherit(&host));
+        for name in names::INHERITED.into_iter().chain(["MINE"]) {
             host.set_job_variable(name, "x");
         }
         assert!(disinherit(&host));
