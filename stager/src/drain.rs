@@ -341,18 +341,19 @@ impl<'a> Drain<'a> {
     }
 
     fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
-        let synced: Vec<_> = prepared
-            .into_iter()
-            .map(|prepared| match prepared {
-                Prepared::Fate(fate) => Err(fate),
-                Prepared::Pending(pending) => match pfs::sync(pending.fd.as_fd()) {
-                    Ok(()) => Ok(pending),
-                    Err(errno) => Err(Fate::Failed(EntryError::target("sync")(errno))),
-                },
-            })
-            .collect();
-        let publish = |pending: Box<Pending<'_>>| self.publish(*pending).map(Fate::Done).into();
-        synced.into_iter().map(|synced| synced.map_or_else(|fate| fate, publish)).collect()
+        let sync = |prepared| match prepared {
+            Prepared::Pending(pending) => match pfs::sync(pending.fd.as_fd()) {
+                Ok(()) => Prepared::Pending(pending),
+                Err(errno) => Prepared::Fate(Fate::Failed(EntryError::target("sync")(errno))),
+            },
+            fate => fate,
+        };
+        let synced: Vec<Prepared<'_>> = prepared.into_iter().map(sync).collect();
+        let publish = |prepared| match prepared {
+            Prepared::Fate(fate) => fate,
+            Prepared::Pending(pending) => self.publish(*pending).map(Fate::Done).into(),
+        };
+        synced.into_iter().map(publish).collect()
     }
 
     /// Checks a file that was synced, and gives it its name.

@@ -52,8 +52,7 @@ impl Identity {
         if !preserve.owner || !gid_kept {
             mode &= if source.gid == self.gid { !0 } else { !SET_GID };
         }
-        let mut not_kept = Kept::default();
-        not_kept.owner = preserve.owner && !(uid_kept && gid_kept);
+        let not_kept = Kept { owner: preserve.owner && !(uid_kept && gid_kept), ..Kept::default() };
         Wanted {
             uid: (preserve.owner && self.uid == 0).then_some(source.uid),
             gid: (preserve.owner && gid_kept).then_some(source.gid),

@@ -42,8 +42,8 @@ pub(crate) async fn list(context: &Context, job: &StageJob, number: u16, attempt
     loop {
         let mut page = PageWork::new(context, job, number, attempt, &dir);
         let result = match context.direction {
-            Direction::Out => page.from_tree(from).await,
-            Direction::In => page.from_pfs(from).await,
+            Direction::Out => page.page_of_tree(from).await,
+            Direction::In => page.page_of_pfs(from).await,
         };
         match result {
             Ok(()) => return page.finish(),
@@ -215,7 +215,7 @@ impl<'a> PageWork<'a> {
 
     // Out of the instance.
 
-    async fn from_tree(&mut self, from: From) -> Result<(), EntryError> {
+    async fn page_of_tree(&mut self, from: From) -> Result<(), EntryError> {
         let target = pfs::open_below(&self.dir.pfs_root, &self.dir.below).map_err(EntryError::target("open"))?;
         let mut cookie = 0;
         match from {
@@ -297,7 +297,7 @@ impl<'a> PageWork<'a> {
 
     // Into the instance.
 
-    async fn from_pfs(&mut self, from: From) -> Result<(), EntryError> {
+    async fn page_of_pfs(&mut self, from: From) -> Result<(), EntryError> {
         let failed = EntryError::source("list");
         let source = pfs::open_below(&self.dir.pfs_root, &self.dir.below).map_err(EntryError::source("open"))?;
         let waiting = match from {

@@ -248,7 +248,7 @@ pub(crate) fn list_xattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
 
 /// An extended attribute's value.
 pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
-    let len = fs::fgetxattr(fd, name, &mut [][..] as &mut [u8])?;
+    let len = fs::fgetxattr_query(fd, name)?;
     let mut value = vec![0; len];
     let len = fs::fgetxattr(fd, name, &mut value[..])?;
     value.truncate(len);
@@ -316,9 +316,9 @@ fn meta(stat: &Stat) -> Meta {
         gid: stat.st_gid,
         size: stat.st_size as u64,
         blocks: stat.st_blocks as u64,
-        atime: time(stat.st_atime as i64, stat.st_atime_nsec as u64),
-        mtime: time(stat.st_mtime as i64, stat.st_mtime_nsec as u64),
-        ctime: time(stat.st_ctime as i64, stat.st_ctime_nsec as u64),
+        atime: time(stat.st_atime, stat.st_atime_nsec),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
         dev: stat.st_dev,
         ino: stat.st_ino,
     }

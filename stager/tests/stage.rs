@@ -1,0 +1,480 @@
+//! Whole runs over a local directory as the instance.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use burstfs_proto::stage::Direction;
+use burstfs_stager::{InstanceTree, StageJob, Update};
+use burstfs_types::{Code, Errno};
+use support::compare::{assert_same, snapshot, torture};
+use support::tree::{FaultTree, LocalTree};
+use support::{Ran, Run, job, runtime};
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+}
+
+fn drain(place: &Place, nodes: u16, attempt: u32, jobs: Vec<StageJob>, tree: Arc<dyn InstanceTree>) -> Ran {
+    let stage_dir = place.path("stage");
+    runtime().block_on(Run { nodes, attempt, jobs, stage_dir: &stage_dir }.go(Direction::Out, tree))
+}
+
+fn out(source: &str, target: &Path) -> StageJob {
+    job(Direction::Out, Path::new(source), target, source.ends_with('/'))
+}
+
+#[test]
+fn a_tree_of_everything_goes_in_and_out_unchanged() {
+    let place = Place::new();
+    let (source, instance, target) = (place.path("source"), place.path("instance"), place.path("target"));
+    torture(&source, 20_000);
+    let stage_dir = place.path("stage");
+    let jobs = vec![job(Direction::In, &source, Path::new("/in"), true)];
+    let tree = Arc::new(LocalTree::new(&instance, 4));
+    let ran =
+        runtime().block_on(Run { nodes: 4, attempt: 1, jobs, stage_dir: &stage_dir }.go(Direction::In, tree.clone()));
+    assert_eq!(ran.outcome.failure, None);
+    assert_same(&source, &instance.join("in"));
+    assert_eq!(tree.open_handles(), 0);
+
+    let ran = drain(&place, 4, 1, vec![out("/in/", &target.join("new"))], tree.clone());
+    assert_eq!(ran.outcome.failure, None);
+    assert_same(&source, &target.join("new"));
+    let meta = fs::metadata(target.join("new")).unwrap();
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (55, 5), "the root directory's own time");
+    let receipt = ran.receipt(&place.path("job"));
+    assert_eq!(receipt["result"], "COMPLETE");
+    let entries = receipt["entries"].as_array().unwrap();
+    let expected =
+        snapshot(&source).into_iter().filter(|(path, _)| !source.join(path).symlink_metadata().unwrap().is_dir());
+    assert_eq!(entries.len(), expected.count());
+    assert!(ran.figures.iter().all(|figures| figures.files_done > 0), "{:?}", ran.figures);
+    let sums = ran.figures.iter().fold((0, 0, 0, 0), |sum, figures| {
+        (
+            sum.0 + figures.files_total,
+            sum.1 + figures.files_done,
+            sum.2 + figures.bytes_total,
+            sum.3 + figures.bytes_done,
+        )
+    });
+    assert_eq!((sums.0, sums.2), (sums.1, sums.3), "all that was found is done");
+    assert_eq!(tree.open_handles(), 0);
+
+    // A second time nothing moves. The journals know this attempt's copies; without them they are merely unchanged.
+    fs::remove_dir_all(place.path("stage")).unwrap();
+    let ran = drain(&place, 4, 2, vec![out("/in/", &target.join("new"))], tree);
+    assert_eq!(ran.outcome.failure, None);
+    let receipt = ran.receipt(&place.path("job"));
+    assert_eq!(receipt["summary"]["bytes_copied"], 0, "{}", receipt["summary"]);
+    assert_same(&source, &target.join("new"));
+}
+
+#[test]
+fn names_follow_rsync() {
+    let place = Place::new();
+    let (instance, target) = (place.path("instance"), place.path("target"));
+    fs::create_dir_all(instance.join("out/sub")).unwrap();
+    fs::write(instance.join("out/sub/f"), "x").unwrap();
+    fs::write(instance.join("one"), "y").unwrap();
+    std::os::unix::fs::symlink("/burstfs/42/out", instance.join("link")).unwrap();
+    let jobs = vec![
+        out("/out", &target.join("a")),
+        out("/out/", &target.join("b")),
+        out("/one", &target.join("c")),
+        out("/one", &target),
+        out("/link/", &target.join("d")),
+    ];
+    let ran = drain(&place, 2, 1, jobs, Arc::new(LocalTree::new(&instance, 2)));
+    assert_eq!(ran.outcome.failure, None);
+    for path in ["a/out/sub/f", "b/sub/f", "c", "one", "d/sub/f"] {
+        assert!(target.join(path).is_file(), "{path}");
+    }
+}
+
+#[test]
+fn special_files_are_refused_by_name() {
+    let place = Place::new();
+    let (instance, target) = (place.path("instance"), place.path("target"));
+    fs::write(instance.join("good"), "x").unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, instance.join("pipe"), rustix::fs::Mode::RWXU).unwrap();
+    let tree = Arc::new(LocalTree::new(&instance, 2));
+    let ran = drain(&place, 2, 1, vec![out("/", &target)], tree.clone());
+    assert_eq!(ran.outcome.failure.clone().unwrap().code, Code::DrainFailed);
+    assert!(target.join("good").exists() && !target.join("pipe").exists());
+    let receipt = ran.receipt(&place.path("job"));
+    let failed: Vec<_> = receipt["entries"].as_array().unwrap().iter().filter(|e| e["state"] == "failed").collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0]["path"], "/pipe");
+    assert!(failed[0]["reason"].as_str().unwrap().contains("not a regular file"), "{}", failed[0]);
+    let report = fs::read_to_string(place.path("job").join("burstfs-42.report.txt")).unwrap();
+    assert!(report.contains("/pipe: not a regular file") && report.ends_with("INCOMPLETE\n"), "{report}");
+
+    let jobs = vec![job(Direction::In, &instance, Path::new("/again"), true)];
+    let inside = Arc::new(LocalTree::new(&place.path("instance2"), 2));
+    let ran = runtime()
+        .block_on(Run { nodes: 2, attempt: 1, jobs, stage_dir: &place.path("stage") }.go(Direction::In, inside));
+    let failure = ran.outcome.failure.unwrap();
+    assert_eq!(failure.code, Code::StageInFailed);
+    assert!(failure.message.contains("pipe"), "{failure}");
+}
+
+#[test]
+fn missing_sources_have_their_codes() {
+    let place = Place::new();
+    let tree = Arc::new(LocalTree::new(&place.path("instance"), 1));
+    let ran = drain(&place, 1, 1, vec![out("/nothing/", &place.path("target"))], tree.clone());
+    assert_eq!(ran.outcome.failure.clone().unwrap().code, Code::OutputMissing);
+    assert_eq!(ran.receipt(&place.path("job"))["result"], "INCOMPLETE");
+    let jobs = vec![job(Direction::In, Path::new("/no/such/source"), Path::new("/in"), true)];
+    let ran =
+        runtime().block_on(Run { nodes: 1, attempt: 1, jobs, stage_dir: &place.path("stage") }.go(Direction::In, tree));
+    assert_eq!(ran.outcome.failure.unwrap().code, Code::StageInFailed);
+}
+
+/// A tree that is small, so that every call of a run can be failed in turn.
+fn small_tree(root: &Path) {
+    fs::create_dir_all(root.join("d/e")).unwrap();
+    fs::write(root.join("a"), "aaa").unwrap();
+    fs::write(root.join("d/b"), vec![7; 70_000]).unwrap();
+    fs::write(root.join("d/e/c"), "").unwrap();
+    fs::hard_link(root.join("a"), root.join("d/a2")).unwrap();
+    std::os::unix::fs::symlink("a", root.join("l")).unwrap();
+    fs::write(root.join("large"), vec![3; 9 << 20]).unwrap();
+}
+
+/// Every file of the source is right at the target, or named as not being there; nothing else has a final name.
+fn check_truth(ran: &Ran, place: &Place, source: &Path, target: &Path, what: &str) {
+    let receipt = ran.receipt(&place.path("job"));
+    let (want, have) = (snapshot(source), snapshot(target));
+    let files = want.iter().filter(|(path, _)| !source.join(path).symlink_metadata().unwrap().is_dir());
+    let entries = receipt["entries"].as_array().unwrap();
+    let mut is_all_there = true;
+    for (path, _) in files {
+        let is_right = have.contains_key(path)
+            && if source.join(path).is_symlink() {
+                true
+            } else {
+                fs::read(source.join(path)).unwrap() == fs::read(target.join(path)).unwrap()
+            };
+        is_all_there &= is_right;
+        let claimed = entries.iter().any(|entry| {
+            let state = entry["state"].as_str().unwrap();
+            entry["path"].as_str().unwrap() == format!("/{}", path.display()) && matches!(state, "copied" | "unchanged")
+        });
+        assert!(is_right || !claimed, "{what}: {path:?} is claimed and not there: {receipt:#}");
+        assert!(is_right || !have.contains_key(path), "{what}: {path:?} has its name and wrong contents");
+    }
+    assert!(is_all_there || receipt["result"] == "INCOMPLETE", "{what}: {receipt:#}");
+    assert!(have.keys().all(|path| want.contains_key(path)), "{what}: left over: {:?}", have.keys());
+}
+
+#[test]
+fn whichever_call_fails_the_receipt_is_true() {
+    let place = Place::new();
+    let instance = place.path("instance");
+    small_tree(&instance);
+    let calls = {
+        let tree = Arc::new(FaultTree::new(LocalTree::new(&instance, 2), u64::MAX, 0, Errno::EIO));
+        let ran = drain(&place, 2, 1, vec![out("/", &place.path("clean"))], tree.clone());
+        assert_eq!(ran.outcome.failure, None);
+        tree.calls()
+    };
+    assert!(calls > 30, "{calls}");
+    let mut incomplete = 0;
+    for (errno, count) in [(Errno::EACCES, 1), (Errno::EIO, 1), (Errno::ESTALE, 3), (Errno::EIO, u64::MAX)] {
+        for from in 1..=calls {
+            let round = Place::new();
+            let tree = Arc::new(FaultTree::new(LocalTree::new(&instance, 2), from, count, errno));
+            let ran = drain(&round, 2, 1, vec![out("/", &round.path("target"))], tree.clone());
+            check_truth(&ran, &round, &instance, &round.path("target"), &format!("{errno:?} x {count} from {from}"));
+            assert_eq!(tree.inner.open_handles(), 0);
+            incomplete += u32::from(!ran.outcome.is_complete);
+            if errno == Errno::ESTALE {
+                assert!(ran.outcome.is_complete, "errors that pass: call {from}: {:?}", ran.outcome);
+            }
+        }
+    }
+    assert!(incomplete > 0);
+}
+
+#[test]
+fn whichever_call_fails_a_stage_in_is_not_called_good() {
+    let place = Place::new();
+    let source = place.path("source");
+    small_tree(&source);
+    let run = |from: u64, errno: Errno| {
+        let round = Place::new();
+        let tree = Arc::new(FaultTree::new(LocalTree::new(&round.path("instance"), 2), from, 1, errno));
+        let jobs = vec![job(Direction::In, &source, Path::new("/"), true)];
+        let stage_dir = round.path("stage");
+        let ran = runtime()
+            .block_on(Run { nodes: 2, attempt: 1, jobs, stage_dir: &stage_dir }.go(Direction::In, tree.clone()));
+        if ran.outcome.is_complete {
+            assert_same(&source, &round.path("instance"));
+        }
+        assert_eq!(tree.inner.open_handles(), 0);
+        (ran.outcome, tree.calls())
+    };
+    let (outcome, calls) = run(u64::MAX, Errno::EIO);
+    assert_eq!(outcome.failure, None);
+    let mut no_space = 0;
+    for from in 1..=calls {
+        run(from, Errno::EIO);
+        let (outcome, _) = run(from, Errno::ENOSPC);
+        no_space += u32::from(outcome.failure.is_some_and(|failure| failure.code == Code::StageInNoSpace));
+    }
+    assert!(no_space > 5, "{no_space}");
+}
+
+#[test]
+fn old_temporaries_go_and_what_the_target_has_more_stays() {
+    let place = Place::new();
+    let (instance, target) = (place.path("instance"), place.path("target"));
+    fs::write(instance.join("f"), "new").unwrap();
+    fs::write(target.join("f"), "old contents").unwrap();
+    fs::write(target.join("more"), "stays").unwrap();
+    fs::write(target.join(".f.burstfs-42-000000000000000000ff"), "stale").unwrap();
+    fs::write(target.join(".f.burstfs-43-000000000000000000ff"), "another job's").unwrap();
+    let ran = drain(&place, 1, 1, vec![out("/", &target)], Arc::new(LocalTree::new(&instance, 1)));
+    assert_eq!(ran.outcome.failure, None);
+    assert_eq!(fs::read_to_string(target.join("f")).unwrap(), "new");
+    let mut names: Vec<_> =
+        fs::read_dir(&target).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, [".f.burstfs-43-000000000000000000ff", "f", "more"]);
+}
+
+#[test]
+fn links_at_the_target_are_not_written_through() {
+    let place = Place::new();
+    let (instance, target, outside) = (place.path("instance"), place.path("target"), place.path("outside"));
+    fs::create_dir(instance.join("d")).unwrap();
+    fs::write(instance.join("d/f"), "x").unwrap();
+    fs::write(instance.join("g"), "y").unwrap();
+    fs::write(outside.join("victim"), "safe").unwrap();
+    std::os::unix::fs::symlink(&outside, target.join("d")).unwrap();
+    std::os::unix::fs::symlink(outside.join("victim"), target.join("g")).unwrap();
+    let mut directive = out("/", &target);
+    directive.update = Update::All;
+    let ran = drain(&place, 1, 1, vec![directive], Arc::new(LocalTree::new(&instance, 1)));
+    assert!(!ran.outcome.is_complete);
+    assert_eq!(fs::read_to_string(outside.join("victim")).unwrap(), "safe");
+    assert!(!outside.join("f").exists());
+    assert_eq!(fs::read_to_string(target.join("g")).unwrap(), "y");
+}
+
+/// Runs one of this file's ignored tests in a process of its own.
+fn child(name: &str, wrap: &[&str], dir: &Path) -> std::process::Command {
+    let mut words: Vec<std::ffi::OsString> = wrap.iter().map(Into::into).collect();
+    words.push(std::env::current_exe().unwrap().into());
+    words.extend(["--ignored", "--exact", name, "--nocapture"].map(Into::into));
+    let mut command = std::process::Command::new(&words[0]);
+    command.args(&words[1..]).env("STAGE_TEST_DIR", dir);
+    command
+}
+
+fn child_dir() -> std::path::PathBuf {
+    std::env::var_os("STAGE_TEST_DIR").expect("run by another test").into()
+}
+
+fn child_drain(attempt: u32, target: &str) -> (Ran, std::path::PathBuf) {
+    let dir = child_dir();
+    let tree = Arc::new(LocalTree::new(&dir.join("instance"), 2));
+    let run = Run { nodes: 2, attempt, jobs: vec![out("/", &dir.join(target))], stage_dir: &dir.join("stage") };
+    (runtime().block_on(run.go(Direction::Out, tree)), dir)
+}
+
+#[test]
+#[ignore = "run by full_targets_are_told"]
+fn in_a_full_target() {
+    let (ran, dir) = child_drain(1, "target");
+    assert!(!ran.outcome.is_complete);
+    let receipt = ran.receipt(&dir);
+    let reasons: Vec<_> = receipt["entries"].as_array().unwrap().iter().filter_map(|e| e["reason"].as_str()).collect();
+    assert!(reasons.iter().any(|reason| reason.contains("No space left on device")), "{reasons:?}");
+    for name in fs::read_dir(dir.join("target")).unwrap().map(|entry| entry.unwrap().file_name()) {
+        assert_eq!(
+            fs::read(dir.join("target").join(&name)).unwrap(),
+            fs::read(dir.join("instance").join(&name)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn full_targets_are_told() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let place = Place::new();
+    let (instance, target) = (place.path("instance"), place.path("target"));
+    for index in 0..40 {
+        fs::write(instance.join(format!("f{index}")), vec![index; 100_000]).unwrap();
+    }
+    // A mount namespace of its own: nothing is left mounted.
+    let mount = format!("mount -t tmpfs -o size=1m none '{}' && exec \"$0\" \"$@\"", target.display());
+    let status = child("in_a_full_target", &["unshare", "-m", "sh", "-c", &mount], place.dir.path()).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[ignore = "run by unwritable_targets_are_told"]
+fn in_an_unwritable_target() {
+    let (ran, dir) = child_drain(1, "target");
+    assert!(!ran.outcome.is_complete);
+    let receipt = ran.receipt(&dir.join("job"));
+    let reasons = receipt.to_string();
+    assert!(reasons.contains("Permission denied"), "{reasons}");
+    assert_eq!(fs::read_dir(dir.join("target")).unwrap().count(), 0);
+    let (ran, _) = child_drain(1, "own");
+    assert_eq!(ran.outcome.failure, None);
+    let receipt = ran.receipt(&dir.join("job"));
+    assert_eq!(receipt["summary"]["not_preserved"]["owner"], 2, "root's file and directory: {}", receipt["summary"]);
+    assert_eq!(fs::metadata(dir.join("own/roots")).unwrap().mode() & 0o7777, 0o755, "set-id goes with the owner");
+}
+
+#[test]
+fn unwritable_targets_are_told() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let place = Place::new();
+    let (instance, target, own) = (place.path("instance"), place.path("target"), place.path("own"));
+    fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(instance.join("d")).unwrap();
+    fs::write(instance.join("d/f"), "x").unwrap();
+    std::os::unix::fs::chown(instance.join("d/f"), Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::write(instance.join("roots"), "y").unwrap();
+    fs::set_permissions(instance.join("roots"), fs::Permissions::from_mode(0o6755)).unwrap();
+    for dir in [own, place.path("stage"), place.path("job")] {
+        std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+    // The test's own program may be where only root can reach it.
+    let exe = place.dir.path().join("exe");
+    fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&exe);
+    command.args(["--ignored", "--exact", "in_an_unwritable_target", "--nocapture"]);
+    let status = command.env("STAGE_TEST_DIR", place.dir.path()).current_dir("/").status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[ignore = "run by a_killed_drain_goes_on"]
+fn in_a_process_that_is_killed() {
+    let (ran, _) = child_drain(1, "target");
+    assert_eq!(ran.outcome.failure, None);
+}
+
+#[test]
+fn a_killed_drain_goes_on() {
+    for kill_at in [1, 300, 900, 1_700] {
+        let place = Place::new();
+        let (instance, target) = (place.path("instance"), place.path("target"));
+        for dir in 0..10 {
+            fs::create_dir(instance.join(format!("d{dir}"))).unwrap();
+            for file in 0..200 {
+                fs::write(instance.join(format!("d{dir}/f{file}")), format!("{dir} {file}").repeat(file)).unwrap();
+            }
+        }
+        let mut process = child("in_a_process_that_is_killed", &[], place.dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !has_names(&target, kill_at) && process.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        let _ = process.kill();
+        process.wait().unwrap();
+        for (path, _) in snapshot(&target) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if !name.starts_with('.') && target.join(&path).is_file() {
+                assert_eq!(fs::read(target.join(&path)).unwrap(), fs::read(instance.join(&path)).unwrap(), "{path:?}");
+            }
+        }
+        // The same attempt goes on with its journals, as a restarted daemon does.
+        let ran = drain(&place, 2, 1, vec![out("/", &target)], Arc::new(LocalTree::new(&instance, 2)));
+        assert_eq!(ran.outcome.failure, None);
+        assert_same(&instance, &target);
+        let receipt = ran.receipt(&place.path("job"));
+        assert_eq!(receipt["entries"].as_array().unwrap().len(), 2_000);
+    }
+}
+
+/// Counts names while they are being made.
+fn has_names(target: &Path, count: usize) -> bool {
+    let dirs = fs::read_dir(target).into_iter().flatten().flatten();
+    let names = dirs.filter_map(|dir| fs::read_dir(dir.path()).ok()).flatten().flatten();
+    names.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count() >= count
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn throughput() {
+    let place = Place::new();
+    let instance = place.path("instance");
+    for dir in 0..40 {
+        fs::create_dir_all(instance.join(format!("small/d{dir}"))).unwrap();
+        for file in 0..500 {
+            fs::write(instance.join(format!("small/d{dir}/f{file}")), vec![file as u8; 4096]).unwrap();
+        }
+    }
+    fs::create_dir(instance.join("large")).unwrap();
+    for file in 0..8 {
+        fs::write(instance.join(format!("large/f{file}")), vec![file; 128 << 20]).unwrap();
+    }
+    for what in ["small", "large"] {
+        for round in 0..3 {
+            let began = std::time::Instant::now();
+            let copied = place.dir.path().join(format!("cp-{what}{round}"));
+            assert!(
+                std::process::Command::new("cp")
+                    .arg("-a")
+                    .arg(instance.join(what))
+                    .arg(&copied)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            let unsynced = began.elapsed();
+            assert!(std::process::Command::new("sync").arg("-f").arg(&copied).status().unwrap().success());
+            let cp = began.elapsed();
+            for nodes in [1, 4] {
+                let began = std::time::Instant::now();
+                let target = place.dir.path().join(format!("drain-{what}{round}-{nodes}"));
+                let jobs = vec![out(&format!("/{what}/"), &target)];
+                let ran = drain(&place, nodes, round, jobs, Arc::new(LocalTree::new(&instance, nodes)));
+                assert_eq!(ran.outcome.failure, None);
+                let drained = began.elapsed();
+                let began = std::time::Instant::now();
+                let jobs = vec![job(Direction::In, &target, Path::new(&format!("/in-{what}{round}-{nodes}")), true)];
+                let tree = Arc::new(LocalTree::new(&instance, nodes));
+                let run = Run { nodes, attempt: round, jobs, stage_dir: &place.path("stage-in") };
+                assert_eq!(runtime().block_on(run.go(Direction::In, tree)).outcome.failure, None);
+                let staged = began.elapsed();
+                println!(
+                    "{what} {nodes} nodes: cp -a {unsynced:.2?}, and sync {cp:.2?}; drain, verified {drained:.2?}; stage-in {staged:.2?}"
+                );
+            }
+        }
+    }
+}
