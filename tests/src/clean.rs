@@ -4,11 +4,12 @@ use anyhow::{Result, ensure};
 
 use crate::cluster::{Cluster, NODES};
 
-/// Prints one line for each thing that should not be there. Slurm's own ports are 6817 and 6818; users are those from 7001 on.
+/// Prints one line for each thing that should not be there. Slurm's own ports are 6817 and 6818; users are those from 7001 on;
+/// the lock that serialises `burstfs-node` on a node is the node's, not an instance's.
 const LEFT: &str = r#"
 awk '$3 ~ /^fuse/ && $3 != "fusectl" || $2 ~ "^/burstfs/" { print "mount: " $0 }' /proc/mounts
 for dir in /burstfs /run/burstfs /local/burstfs; do
-  [ -d $dir ] && find $dir -mindepth 1 -maxdepth 1 -printf 'directory: %p\n'
+  [ -d $dir ] && find $dir -mindepth 1 -maxdepth 1 ! -name .lock -printf 'directory: %p\n'
 done
 ps -e -o pid=,uid=,comm=,args= | awk '$3 ~ /^burstfs/ || $2 >= 7000 && $2 < 7100 { print "process: " $0 }'
 ss -Hltn | awk '$4 !~ /:681[78]$/ { print "port: " $0 }'

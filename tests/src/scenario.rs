@@ -60,6 +60,14 @@ impl<'a> Scenario<'a> {
         self.allowed.push(words.to_owned());
     }
 
+    /// A job whose file system cannot be had, for a reason with this code: burstfs says the code, and slurmstepd that it does
+    /// not run the tasks.
+    pub fn allow_failed_start(&mut self, code: &str) {
+        for words in [code, "task_init_privileged", "write to unblock task"] {
+            self.allow(words);
+        }
+    }
+
     /// Runs `script` as root on `node`, and `undo` at the scenario's end, however it ends.
     pub fn change(&mut self, node: &str, script: &str, undo: &str) -> Result<()> {
         self.undo.push((node.to_owned(), undo.to_owned()));

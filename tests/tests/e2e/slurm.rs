@@ -108,7 +108,7 @@ fn restart_slurm(s: &Scenario<'_>) -> Result<()> {
 #[test]
 fn wrong_prolog_flags_are_said_loudly() -> Result<()> {
     scenario("prolog-flags", |s| {
-        s.allow("E121");
+        s.allow_failed_start("E121");
         s.allow("error");
         let outcome = set_prolog_flags(s, "Alloc").and_then(|()| {
             match s.job("alice")?.burstfs("capacity=100MiB").script("echo ran").submit() {
