@@ -81,6 +81,13 @@ impl Targets {
         self.nodes.is_empty()
     }
 
+    /// Says that a node is gone for good: every call to it, also one that waits, fails at once from now on.
+    pub fn give_up(&self, node: NodeIndex) {
+        if let Some(Node::Remote(remote)) = self.nodes.get(usize::from(node.get())) {
+            remote.channel().close();
+        }
+    }
+
     pub(super) fn mdts(&self) -> impl Iterator<Item = MdtIndex> + use<> {
         (0..u16::try_from(self.nodes.len()).unwrap_or(u16::MAX)).map(MdtIndex::new)
     }

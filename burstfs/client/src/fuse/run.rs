@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Bulk memory is counted in units of this, so that the count fits a semaphore.
 const UNIT_BYTES: usize = 4096;
@@ -44,12 +44,15 @@ impl Runner {
         if poll_once(operation.as_mut()).is_ready() {
             return;
         }
-        let permit = self.acquire(&self.operations, 1);
-        // The task polls it again at once, so no wake-up since the first poll is lost.
+        // Its first poll may have given it what others wait for, so it goes on before there is a place for it: the bound
+        // is passed by one operation for each session thread. The task polls it at once, so no wake-up is lost.
+        let (place, its_place) = oneshot::channel();
         self.runtime.spawn(async move {
             operation.await;
-            drop(permit);
+            drop(its_place.await);
         });
+        // Fails only if the task is gone, with the runtime.
+        let _ = place.send(self.acquire(&self.operations, 1));
     }
 
     /// Runs an operation that borrows from the session's thread, to its end.
@@ -94,8 +97,6 @@ fn poll_once<F: Future + ?Sized>(operation: Pin<&mut F>) -> Poll<F::Output> {
 mod tests {
     use std::sync::mpsc;
 
-    use tokio::sync::oneshot;
-
     use super::*;
 
     #[test]
@@ -121,6 +122,25 @@ mod tests {
         go.send(()).unwrap();
         runtime.block_on(runner.idle());
         has_run.try_recv().unwrap();
+    }
+
+    #[test]
+    fn at_the_bound_the_thread_waits_and_what_is_under_way_does_not() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runner = Runner::new(runtime.handle().clone(), 1, 1 << 20);
+        // All want one place, which the first poll may hand to an operation that has no task yet.
+        let place = Arc::new(Semaphore::new(1));
+        let (ran, has_run) = mpsc::channel();
+        for n in 0..100 {
+            let (place, ran) = (place.clone(), ran.clone());
+            runner.run(async move {
+                let _place = place.acquire().await.unwrap();
+                tokio::task::yield_now().await;
+                ran.send(n).unwrap();
+            });
+        }
+        runtime.block_on(runner.idle());
+        assert_eq!(has_run.try_iter().count(), 100);
     }
 
     #[test]

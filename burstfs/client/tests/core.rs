@@ -1,0 +1,165 @@
+//! The file system over in-process servers, without FUSE.
+
+mod support;
+
+use burstfs_client::fs::{AttrChange, ClientFs, Credentials, NewFile, NewSpecial, WriteData};
+use burstfs_proto::mds::{RenameMode, XattrMode};
+use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, Name, NodeIndex, OstIndex};
+use support::cluster::{CAPACITY, Cluster};
+
+const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
+
+fn new_file(layout: Option<Layout>) -> NewFile {
+    NewFile { mode: 0o644, owner: ROOT, exclusive: false, truncate: false, layout }
+}
+
+/// A new file with some bytes, closed.
+async fn file(fs: &ClientFs, parent: Ino, name: &str, layout: Option<Layout>, bytes: &[u8]) -> Attr {
+    let opened = fs.create(parent, name.as_bytes(), new_file(layout)).await.unwrap();
+    fs.write(&opened.file, 0, WriteData::Lent(bytes), false).await.unwrap();
+    fs.close(&opened.file).await.unwrap();
+    fs.getattr(opened.attr.ino).await.unwrap()
+}
+
+/// A new directory of the root whose home is `mdt`.
+async fn directory_on(fs: &ClientFs, mdt: u16) -> (Name, Ino) {
+    for n in 0.. {
+        let name = Name::new(format!("d{mdt}-{n}")).unwrap();
+        let ino = fs.mkdir(Ino::ROOT, name.as_bytes(), 0o755, ROOT).await.unwrap().ino;
+        if ino.mdt().get() == mdt {
+            return (name, ino);
+        }
+        fs.rmdir(Ino::ROOT, name.as_bytes()).await.unwrap();
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_listing_with_attributes_is_that_of_every_lookup() {
+    let cluster = Cluster::new(4);
+    let fs = cluster.client(1);
+    cluster.block_on(async {
+        let striped = Layout::new(1 << 16, (0..4).map(OstIndex::new).collect()).unwrap();
+        for n in 0..20_usize {
+            let layout = [None, Some(striped.clone()), Some(Layout::on_one(OstIndex::new(2)))][n % 3].clone();
+            file(&fs, Ino::ROOT, &format!("f{n}"), layout, &vec![1; n * 20_000]).await;
+            fs.mkdir(Ino::ROOT, format!("d{n}").as_bytes(), 0o700, ROOT).await.unwrap();
+        }
+        fs.symlink(Ino::ROOT, b"link", b"f1", ROOT).await.unwrap();
+        let (mut cookie, mut seen) = (0, 0);
+        loop {
+            let listing = cluster.client(2).readdir_plus(Ino::ROOT, cookie, 7).await.unwrap();
+            for entry in &listing.entries {
+                let alone = fs.lookup(Ino::ROOT, entry.name.as_bytes()).await.unwrap();
+                assert_eq!(entry.attr.as_ref(), Some(&alone));
+                (cookie, seen) = (entry.cookie, seen + 1);
+            }
+            if listing.is_end {
+                break;
+            }
+        }
+        assert_eq!(seen, 41);
+    });
+}
+
+#[test]
+fn a_new_file_lives_on_the_node_that_made_it() {
+    let cluster = Cluster::new(3);
+    cluster.block_on(async {
+        for node in 0..3 {
+            let attr = file(&cluster.client(node), Ino::ROOT, &format!("f{node}"), None, b"x").await;
+            assert_eq!(attr.layout, Some(Layout::on_one(OstIndex::new(node as u16))));
+            let used = cluster.client(0).statfs().await.unwrap().used;
+            assert!(used > 0);
+        }
+        assert_eq!(cluster.client(1).statfs().await.unwrap().capacity, 3 * CAPACITY);
+    });
+}
+
+#[test]
+fn only_regular_files_have_bytes() {
+    let cluster = Cluster::new(2);
+    let fs = cluster.client(0);
+    cluster.block_on(async {
+        let truncate = || AttrChange { size: Some(1), ..AttrChange::default() };
+        assert_eq!(fs.setattr(Ino::ROOT, truncate()).await.unwrap_err().errno(), Errno::EISDIR);
+        assert_eq!(fs.open(Ino::ROOT, false).await.err().unwrap().errno(), Errno::EISDIR);
+        let new = NewSpecial { kind: FileKind::Fifo, mode: 0o600, owner: ROOT };
+        let fifo = fs.mknod(Ino::ROOT, b"fifo", new).await.unwrap();
+        assert_eq!(fs.setattr(fifo.ino, truncate()).await.unwrap_err().errno(), Errno::EINVAL);
+        assert_eq!(fs.lookup(Ino::ROOT, b"..").await.unwrap_err().errno(), Errno::EINVAL);
+        assert_eq!(fs.lookup(Ino::ROOT, &[b'n'; 256]).await.unwrap_err().errno(), Errno::ENAMETOOLONG);
+        let nobody = Ino::from_raw(9 << 48 | 1).unwrap();
+        assert_eq!(fs.getattr(nobody).await.unwrap_err().errno(), Errno::ESTALE);
+        let acl = fs.setxattr(Ino::ROOT, b"system.posix_acl_access", b"", XattrMode::Any).await;
+        assert_eq!(acl.unwrap_err().errno(), Errno::EOPNOTSUPP);
+    });
+}
+
+#[test]
+fn a_file_found_by_create_is_opened_and_truncated_if_asked() {
+    let cluster = Cluster::new(2);
+    let (here, there) = (cluster.client(0), cluster.client(1));
+    cluster.block_on(async {
+        let made = file(&here, Ino::ROOT, "f", None, b"contents").await;
+        let found = there.create(Ino::ROOT, b"f", new_file(None)).await.unwrap();
+        assert_eq!((found.attr.ino, found.attr.size), (made.ino, 8));
+        there.close(&found.file).await.unwrap();
+        let truncating = NewFile { truncate: true, ..new_file(None) };
+        let found = there.create(Ino::ROOT, b"f", truncating).await.unwrap();
+        assert_eq!(found.attr.size, 0);
+        there.close(&found.file).await.unwrap();
+        let exclusive = NewFile { exclusive: true, ..new_file(None) };
+        let refused = there.create(Ino::ROOT, b"f", exclusive).await;
+        assert_eq!(refused.err().unwrap().errno(), Errno::EEXIST);
+    });
+}
+
+#[test]
+fn a_write_that_may_not_keep_set_id_bits_clears_them() {
+    let cluster = Cluster::new(2);
+    let (here, there) = (cluster.client(0), cluster.client(1));
+    cluster.block_on(async {
+        let ino = file(&here, Ino::ROOT, "f", None, b"x").await.ino;
+        let chmod = || AttrChange { mode: Some(0o6755), ..AttrChange::default() };
+        // Set before the open on another node, and while the file is open on this one.
+        here.setattr(ino, chmod()).await.unwrap();
+        for fs in [&there, &here] {
+            let file = fs.open(ino, false).await.unwrap().file;
+            fs.setattr(ino, chmod()).await.unwrap();
+            fs.write(&file, 0, WriteData::Lent(b"y"), false).await.unwrap();
+            assert_eq!(here.getattr(ino).await.unwrap().mode, 0o6755);
+            fs.write(&file, 0, WriteData::Lent(b"y"), true).await.unwrap();
+            assert_eq!(here.getattr(ino).await.unwrap().mode, 0o755);
+            fs.setattr(ino, chmod()).await.unwrap();
+            fs.append(&file, WriteData::Lent(b"y"), true).await.unwrap();
+            assert_eq!(here.getattr(ino).await.unwrap().mode, 0o755);
+            fs.close(&file).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_node_given_up_answers_at_once_with_an_i_o_error() {
+    let cluster = Cluster::new(3);
+    let fs = cluster.client(0);
+    cluster.block_on(async {
+        let (_, lost) = directory_on(&fs, 2).await;
+        let far = file(&fs, Ino::ROOT, "far", Some(Layout::on_one(OstIndex::new(2))), b"gone").await;
+        let near = file(&fs, Ino::ROOT, "near", None, b"here").await;
+        let open = fs.open(far.ino, false).await.unwrap().file;
+        fs.targets().give_up(NodeIndex::new(2));
+        assert_eq!(fs.read(&open, 0, 4).await.unwrap_err().errno(), Errno::EIO);
+        assert_eq!(fs.write(&open, 0, WriteData::Lent(b"x"), false).await.unwrap_err().errno(), Errno::EIO);
+        assert_eq!(fs.getattr(far.ino).await.unwrap_err().errno(), Errno::EIO);
+        assert_eq!(fs.lookup(lost, b"x").await.unwrap_err().errno(), Errno::EIO);
+        assert_eq!(fs.statfs().await.unwrap_err().errno(), Errno::EIO);
+        assert_eq!(fs.getattr(near.ino).await.unwrap().size, 4);
+        fs.rename((Ino::ROOT, b"near"), (Ino::ROOT, b"renamed"), RenameMode::Replace).await.unwrap();
+        // What could not be opened is not left registered: its inode goes with its name.
+        assert_eq!(fs.open(far.ino, true).await.err().unwrap().errno(), Errno::EIO);
+        fs.close(&open).await.unwrap();
+        fs.unlink(Ino::ROOT, b"far").await.unwrap();
+        assert_eq!(cluster.client(1).open(far.ino, false).await.err().unwrap().errno(), Errno::ESTALE);
+    });
+}
