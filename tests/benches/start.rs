@@ -58,17 +58,21 @@ fn prepare(cluster: &Cluster) -> Result<()> {
          while squeue -h -j \"$id\" 2>/dev/null | grep -q .; do sleep 0.005; done; t3=$(date +%s%N)\n\
          read -r t1 < first && read -r t2 < last || exit 1; rm first last; echo \"$t0 $t1 $t2 $t3\"\n",
     )?;
-    let script = "#!/bin/bash\ndate +%s%N > first\n[ -z \"$MAKE_OUTPUT\" ] || cp -r $BURSTFS/in $BURSTFS/out\ndate +%s%N > last\n";
+    let script =
+        "#!/bin/bash\ndate +%s%N > first\n[ -z \"$1\" ] || cp -r $BURSTFS/in $BURSTFS/out\ndate +%s%N > last\n";
     fs::write(dir.join("job.sh"), script)?;
     cluster.sh("ctl", &format!("chown -R {USER}: {DIR}")).map(drop)
 }
 
 /// Runs the job with `options` on `nodes` nodes.
 fn run(cluster: &Cluster, nodes: usize, options: &[&str]) -> Result<Times> {
+    run_script(cluster, nodes, options, &["job.sh"])
+}
+
+fn run_script(cluster: &Cluster, nodes: usize, options: &[&str], script: &[&str]) -> Result<Times> {
     let mut args = vec!["bash".to_owned(), "run.sh".to_owned(), format!("-N{nodes}")];
-    args.extend(options.iter().map(|option| (*option).to_owned()));
-    args.push("job.sh".to_owned());
-    let output = cluster.login(USER, DIR, &args)?;
+    args.extend(options.iter().chain(script).map(|word| (*word).to_owned()));
+    let output = cluster.login(USER, DIR, "", &args)?;
     let said = String::from_utf8_lossy(&output.stdout);
     let times: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(times.len() == 4, "the job did not run: {said}{}", String::from_utf8_lossy(&output.stderr));
@@ -117,7 +121,7 @@ fn staging(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     for _ in 0..RUNS {
         cluster.sh("ctl", &format!("rm -rf {DIR}/out"))?;
         let plain = run(cluster, 4, &[&capacity])?;
-        let staged = run(cluster, 4, &[&capacity, &input, &output, "--export=ALL,MAKE_OUTPUT=1"])?;
+        let staged = run_script(cluster, 4, &[&capacity, &input, &output], &["job.sh", "copy"])?;
         in_ms.push(staged.start - plain.start);
         out_ms.push(staged.end - plain.end);
         cp_in_ms.push(copy(cluster, &format!("{DIR}/in"), "/local/bench")?);
@@ -150,7 +154,7 @@ fn memory(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     for _ in 0..2 {
         let wait = "touch up; until [ -e go ]; do sleep 0.05; done; rm go up";
         let args = ["sbatch", "--parsable", "-N4", "-o", "/dev/null", "--burstfs=per_node=100MiB", "--wrap", wait];
-        let output = cluster.login(USER, DIR, &args)?;
+        let output = cluster.login(USER, DIR, "", &args)?;
         ensure!(output.status.success(), "sbatch: {}", String::from_utf8_lossy(&output.stderr));
         let up = cluster.shared(DIR).join("up");
         burstfs_tests::wait_until("the job to run", burstfs_tests::SOON, || Ok(up.exists()))?;

@@ -75,10 +75,10 @@ impl Cluster {
         Ok(self.command(&args).output()?)
     }
 
-    /// A command of `user` on the login node, in `dir`.
-    pub fn login<S: AsRef<OsStr>>(&self, user: &str, dir: &str, args: &[S]) -> Result<Output> {
+    /// A command of `user` on the login node, in `dir`, with `environment` (`NAME=value`, or nothing).
+    pub fn login<S: AsRef<OsStr>>(&self, user: &str, dir: &str, environment: &str, args: &[S]) -> Result<Output> {
         let mut command = self.command(&["as", user]);
-        command.args(args).env("CLUSTER_WD", dir);
+        command.args(args).env("CLUSTER_WD", dir).env("CLUSTER_ENV", environment);
         Ok(command.output()?)
     }
 

@@ -21,6 +21,7 @@ pub struct JobBuilder<'a> {
     directives: Vec<String>,
     script: String,
     options: Vec<String>,
+    environment: String,
 }
 
 /// What `sbatch` said when it refused a job.
@@ -52,6 +53,7 @@ impl<'a> JobBuilder<'a> {
             directives: Vec::new(),
             script: "true".to_owned(),
             options: Vec::new(),
+            environment: String::new(),
         }
     }
 
@@ -79,6 +81,12 @@ impl<'a> JobBuilder<'a> {
         self
     }
 
+    /// `NAME=value` of sbatch's environment, without white space.
+    pub fn environment(mut self, variable: &str) -> Self {
+        self.environment = variable.to_owned();
+        self
+    }
+
     fn text(&self) -> String {
         let mut text = format!("#!/bin/bash\n#SBATCH --nodes={}\n#SBATCH --ntasks-per-node=1\n", self.nodes);
         for directive in &self.directives {
@@ -93,7 +101,7 @@ impl<'a> JobBuilder<'a> {
         let mut args = vec!["sbatch".to_owned(), "--parsable".to_owned()];
         args.extend(self.options.iter().cloned());
         args.push("job.sh".to_owned());
-        self.cluster.login(&self.user, &self.dir, &args)
+        self.cluster.login(&self.user, &self.dir, &self.environment, &args)
     }
 
     /// Submits it.

@@ -72,8 +72,8 @@ fn a_request_forged_past_sbatch_is_refused_on_the_node() -> Result<()> {
     scenario("forged", |s| {
         s.allow_failed_start("E2");
         // The environment of sbatch becomes the job's SPANK environment: this is the request without the plugin's check.
-        let forged = r#"--export=ALL,SLURM_SPANK_BURSTFS_SPEC={"version":1}"#;
-        let job = s.job("alice")?.nodes(2).option(forged).script("echo \"ran with [$BURSTFS]\"").submit()?;
+        let forged = r#"SLURM_SPANK_BURSTFS_SPEC={"version":1}"#;
+        let job = s.job("alice")?.nodes(2).environment(forged).script("echo \"ran with [$BURSTFS]\"").submit()?;
         let state = job.wait_end(burstfs_tests::SOON)?;
         let output = job.output()?;
         // Either nobody takes it for a request, or it is one and is refused: never half a file system.
