@@ -77,6 +77,13 @@ impl Cgroups {
         self.groups("daemon").map(|group| group.join("cgroup.procs")).collect()
     }
 
+    /// Whether `pid` is in the daemon's group of some hierarchy, so that all that it starts is found there.
+    pub(crate) fn holds(&self, pid: i32) -> bool {
+        let place = format!("/{BASE}/{}/daemon", self.name);
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|groups| groups.lines().any(|line| line.ends_with(&place)))
+    }
+
     /// Moves this process to the supervisor's groups.
     pub(crate) fn enter(&self) {
         for group in self.groups("supervisor") {

@@ -189,11 +189,8 @@ fn exec(program: &CString, arguments: &[&CString], environment: &[CString]) -> i
 /// Takes every privilege away, in the order in which that is possible.
 fn become_user(spec: &DaemonSpec<'_>) -> Result<(), Step> {
     for file in &spec.cgroup_files {
-        fs::OpenOptions::new()
-            .write(true)
-            .open(file)
-            .and_then(|mut file| file.write_all(b"0"))
-            .map_err(|e| ("cgroup", e))?;
+        // One that cannot be entered is not worth a job: the supervisor looks whether there is one left.
+        let _ = fs::OpenOptions::new().write(true).open(file).and_then(|mut file| file.write_all(b"0"));
     }
     // Not allowed everywhere (a container without CAP_SYS_RESOURCE): then the daemon is treated like any process.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);

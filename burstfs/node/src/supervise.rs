@@ -75,6 +75,8 @@ struct Supervisor {
     mount_base: Option<TrustedDir>,
     mount: Option<Mount>,
     cgroups: Cgroups,
+    /// Whether everything that the daemon starts is in its cgroups.
+    is_tracked: bool,
     daemon: Option<Daemon>,
     machine: Machine,
     epoch: Instant,
@@ -113,6 +115,7 @@ pub(crate) fn run(run_dir: &Path, instance: &InstanceId, mode: Mode) -> Result<(
         journal: None,
         mount_base: None,
         mount: None,
+        is_tracked: false,
         daemon: None,
         is_recorded: false,
         report: Report::default(),
@@ -197,6 +200,7 @@ impl Supervisor {
         let mut daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), fuse)?;
         daemon.send(&NodeMessage::Start(Box::new(self.launch.description.clone())))?;
         log::info!("burstfsd started, pid {}", daemon.identity().pid);
+        self.is_tracked = self.cgroups.holds(daemon.identity().pid);
         let recorded = self.run.write_daemon(daemon.identity());
         self.daemon = Some(daemon);
         recorded
@@ -393,6 +397,10 @@ impl Supervisor {
     /// Ends what the daemon started and left behind.
     fn kill_leftovers(&self) {
         self.cgroups.kill_daemon();
+        if self.is_tracked {
+            return;
+        }
+        // Looks at every process of the node: for want of something better.
         match self.run.daemon() {
             Ok(Some(identity)) => identity.kill_session(),
             Ok(None) => {}
