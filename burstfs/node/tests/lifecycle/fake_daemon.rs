@@ -53,6 +53,7 @@ pub(crate) fn play() {
     act(&mut stage, &part, &description);
 }
 
+#[expect(clippy::zombie_processes, reason = "what a daemon leaves behind is what a scenario is about")]
 fn act(stage: &mut Stage, part: &str, description: &InstanceDescription) {
     match part {
         "dies-at-start" => {
@@ -63,6 +64,11 @@ fn act(stage: &mut Stage, part: &str, description: &InstanceDescription) {
         "evil-environment" => {
             let environment = BTreeMap::from([("LD_PRELOAD".to_owned(), "/tmp/evil.so".to_owned())]);
             stage.say(&DaemonMessage::Ready { environment });
+        }
+        "leaves-child" => {
+            let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            std::fs::write(description.data_dir.join("child"), child.id().to_string()).unwrap();
+            stage.say(&DaemonMessage::Ready { environment: BTreeMap::new() });
         }
         "nonsense" => stage.control.write_all(b"{\"ready\":\n").unwrap(),
         "never-ready" => stage.say(&DaemonMessage::State(State::StagingIn)),

@@ -42,6 +42,8 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("reboot_while_starting", reboot_while_starting),
     ("requeued_job", requeued_job),
     ("overhead", overhead),
+    ("what_the_daemon_started_ends_with_it", what_the_daemon_started_ends_with_it),
+    ("without_cgroups", without_cgroups),
 ];
 
 fn ready_and_stop(node: &Node) {
@@ -403,6 +405,28 @@ fn requeued_job(node: &Node) {
     node.stop(&first);
     assert_eq!(node.listed(&second)["state"], "READY", "a late epilog of the first run");
     node.stop(&second);
+}
+
+fn what_the_daemon_started_ends_with_it(node: &Node) {
+    let job = job(32, "leaves-child");
+    for kills_supervisor in [false, true] {
+        node.start_ready(&job);
+        let child: i32 = fs::read_to_string(node.data(&job).join("child")).unwrap().parse().unwrap();
+        assert!(is_running(child));
+        if kills_supervisor {
+            node.kill(node.pid(&job, "supervisor_pid"));
+        }
+        node.stop(&job);
+        assert!(!is_running(child));
+    }
+}
+
+/// The same in a container whose cgroups cannot be written. The last scenario: it stays so.
+fn without_cgroups(node: &Node) {
+    node.hide_cgroups();
+    what_the_daemon_started_ends_with_it(node);
+    daemon_killed_and_restarted(node);
+    both_killed_then_stop(node);
 }
 
 /// Not an assertion about a machine that others use too: prints what it costs, and bounds the memory.
