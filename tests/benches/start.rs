@@ -24,16 +24,69 @@ struct Times {
     end: f64,
 }
 
+/// What measures some of the figures.
+struct Part {
+    measure: fn(&Cluster, &mut Vec<Row>) -> Result<()>,
+    /// The figures that were asked for, with their aims: they are in the table even if they cannot be measured.
+    asked: &'static [(&'static str, &'static str, Aim)],
+}
+
+const START: &str = "sbatch to the script's first line";
+const END: &str = "script's end to leaving the queue";
+const PARTS: [Part; 4] = [
+    Part {
+        measure: start_and_end,
+        asked: &[
+            ("sbatch to the script's first line, 4 nodes: added", "ms", Aim::AtMost(300.0)),
+            ("script's end to leaving the queue, 4 nodes: added", "ms", Aim::AtMost(200.0)),
+        ],
+    },
+    Part {
+        measure: staging,
+        asked: &[
+            ("stage-in, 4 nodes, of cp -a", "x", Aim::AtLeast(1.0)),
+            ("drain, 4 nodes, of cp -a", "x", Aim::AtLeast(1.0)),
+        ],
+    },
+    Part {
+        measure: memory,
+        asked: &[
+            ("resident memory of burstfsd, idle", "MiB", Aim::AtMost(64.0)),
+            ("resident memory of burstfs-node, idle", "MiB", Aim::AtMost(8.0)),
+        ],
+    },
+    Part {
+        measure: plugin,
+        asked: &[
+            ("sbatch --version: added by the plugin", "ms", Aim::AtMost(5.0)),
+            ("start of a job without burstfs: added by the plugin", "ms", Aim::AtMost(5.0)),
+            ("end of a job without burstfs: added by the plugin", "ms", Aim::AtMost(5.0)),
+        ],
+    },
+];
+
+/// The aim of the figure, if there is one.
+fn aim_of(name: &str) -> Aim {
+    let asked = PARTS.iter().flat_map(|part| part.asked).find(|asked| asked.0 == name);
+    asked.map_or(Aim::None, |asked| asked.2)
+}
+
+fn figure(name: impl Into<String>, unit: &'static str, samples: Vec<f64>, against: String) -> Row {
+    let name = name.into();
+    let aim = aim_of(&name);
+    Row::new(name, unit, samples, against, aim)
+}
+
 fn main() -> Result<()> {
     let cluster = Cluster::get()?;
     prepare(cluster)?;
     let mut rows = Vec::new();
-    type Part = (&'static str, fn(&Cluster, &mut Vec<Row>) -> Result<()>);
-    let parts: [Part; 4] =
-        [("start and end", start_and_end), ("staging", staging), ("memory", memory), ("the plugin", plugin)];
-    for (name, part) in parts {
-        if let Err(error) = part(cluster, &mut rows) {
-            rows.push(Row::failed(name, "", Aim::AtMost(0.0), format!("{error:#}").replace('\n', " | ")));
+    for part in &PARTS {
+        if let Err(error) = (part.measure)(cluster, &mut rows) {
+            let reason = format!("{error:#}").replace('\n', " | ");
+            let is_there = |name: &str, rows: &[Row]| rows.iter().any(|row| row.name() == name);
+            let missing = part.asked.iter().filter(|asked| !is_there(asked.0, &rows)).collect::<Vec<_>>();
+            rows.extend(missing.into_iter().map(|(name, unit, aim)| Row::failed(*name, unit, *aim, &reason)));
         }
     }
     report("start", &rows)
@@ -93,20 +146,10 @@ fn start_and_end(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
             with.push(run(cluster, nodes, &["--burstfs=per_node=100MiB"])?);
         }
         let column = |times: &[Times], pick: fn(&Times) -> f64| times.iter().map(pick).collect::<Vec<_>>();
-        for (what, pick, most) in [
-            ("sbatch to the script's first line", (|times| times.start) as fn(&Times) -> f64, 300.0),
-            ("script's end to leaving the queue", |times| times.end, 200.0),
-        ] {
+        for (what, pick) in [(START, (|times| times.start) as fn(&Times) -> f64), (END, |times| times.end)] {
             let (with, without) = (column(&with, pick), column(&without, pick));
-            let aim = if nodes == 4 { Aim::AtMost(most) } else { Aim::None };
             let against = format!("with {:.0} ms, without {:.0} ms", median_of(&with), median_of(&without));
-            rows.push(Row::new(
-                format!("{what}, {nodes} nodes: added"),
-                "ms",
-                differences(&with, &without),
-                against,
-                aim,
-            ));
+            rows.push(figure(format!("{what}, {nodes} nodes: added"), "ms", differences(&with, &without), against));
         }
     }
     Ok(())
@@ -133,9 +176,9 @@ fn staging(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     for (what, ms, cp_ms) in [("stage-in", in_ms, cp_in_ms), ("drain", out_ms, cp_out_ms)] {
         let rate = |samples: &[f64]| samples.iter().map(|ms| mib / (ms.max(1.0) / 1000.0)).collect::<Vec<_>>();
         let against = format!("cp -a {:.0} MiB/s; {mib:.0} MiB, {} files", median_of(&rate(&cp_ms)), LARGE.0 + SMALL.0);
-        rows.push(Row::new(format!("{what}, 4 nodes"), "MiB/s", rate(&ms), against.clone(), Aim::None));
+        rows.push(figure(format!("{what}, 4 nodes"), "MiB/s", rate(&ms), against.clone()));
         let ratios = ms.iter().zip(&cp_ms).map(|(ms, cp_ms)| cp_ms / ms.max(1.0)).collect();
-        rows.push(Row::new(format!("{what}, 4 nodes, of cp -a"), "x", ratios, against, Aim::AtLeast(1.0)));
+        rows.push(figure(format!("{what}, 4 nodes, of cp -a"), "x", ratios, against));
     }
     Ok(())
 }
@@ -165,9 +208,9 @@ fn memory(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
         })?;
         measured?;
     }
-    for ((program, samples), most) in programs.into_iter().zip(samples).zip([64.0, 8.0]) {
+    for (program, samples) in programs.into_iter().zip(samples) {
         let against = format!("{} processes, nothing to do", samples.len());
-        rows.push(Row::new(format!("resident memory of {program}, idle"), "MiB", samples, against, Aim::AtMost(most)));
+        rows.push(figure(format!("resident memory of {program}, idle"), "MiB", samples, against));
     }
     Ok(())
 }
@@ -186,13 +229,7 @@ fn measure(cluster: &Cluster, programs: &[&str], samples: &mut [Vec<f64>]) -> Re
 fn plugin(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     let (with, without) = versions(cluster)?;
     let against = format!("with {:.1} ms, without {:.1} ms", median_of(&with), median_of(&without));
-    rows.push(Row::new(
-        "sbatch --version: added by the plugin",
-        "ms",
-        differences(&with, &without),
-        against,
-        Aim::AtMost(5.0),
-    ));
+    rows.push(figure("sbatch --version: added by the plugin", "ms", differences(&with, &without), against));
     let (mut with, mut without) = (Vec::new(), Vec::new());
     // slurmd asks its plugins once, when it starts: blocks in turn.
     for _ in 0..3 {
@@ -208,7 +245,7 @@ fn plugin(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
         let (with, without): (Vec<_>, Vec<_>) = (with.iter().map(pick).collect(), without.iter().map(pick).collect());
         let against = format!("with {:.0} ms, without {:.0} ms", median_of(&with), median_of(&without));
         let name = format!("{what} of a job without burstfs: added by the plugin");
-        rows.push(Row::new(name, "ms", differences(&with, &without), against, Aim::AtMost(5.0)));
+        rows.push(figure(name, "ms", differences(&with, &without), against));
     }
     Ok(())
 }

@@ -45,6 +45,11 @@ impl Row {
         Row { name: name.into(), unit, samples: Vec::new(), against: String::new(), aim, failure: Some(failure.into()) }
     }
 
+    /// What it is a figure of.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn value(&self) -> Option<f64> {
         median(&self.samples)
     }
@@ -73,7 +78,8 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
+        let decimals = if self.unit == "x" { 2 } else { 1 };
+        let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
         let (min, max) = (self.samples.iter().copied().reduce(f64::min), self.samples.iter().copied().reduce(f64::max));
         let aim = match self.aim {
             Aim::AtMost(most) => format!("<= {most}"),
