@@ -28,11 +28,13 @@ const FACTS: [&str; 11] = [
     "SLURM_NODELIST",
     "SLURMD_NODENAME",
     "SLURM_CLUSTER_NAME",
-    "SLURM_JOB_RESTART_COUNT",
+    RESTART_COUNT,
     "SLURM_JOB_WORK_DIR",
     "SLURM_JOB_STDOUT",
     "SLURM_CONF",
 ];
+
+const RESTART_COUNT: &str = "SLURM_JOB_RESTART_COUNT";
 
 /// Slurm's variables of this process.
 pub(crate) type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -58,7 +60,11 @@ fn hand_over(
         check_het(variables("SLURM_HET_JOB_ID").as_deref().and_then(|id| id.to_str()))?;
     }
     let mut environment = vec![(names::CONTROL.to_owned(), request)];
-    environment.extend(FACTS.iter().filter_map(|name| Some(((*name).to_owned(), variables(name)?))));
+    // When a job is requeued, the epilog of the run that ends already has the count of the next one (seen on 22.05.8).
+    // Without a count `burstfs-node stop` ends every instance that the job has on this node.
+    let is_told = |name: &&str| script == Script::Prolog || *name != RESTART_COUNT;
+    let facts = FACTS.into_iter().filter(is_told);
+    environment.extend(facts.filter_map(|name| Some((name.to_owned(), variables(name)?))));
     let verb = match script {
         Script::Prolog => "start",
         Script::Epilog => "stop",
@@ -126,6 +132,14 @@ mod tests {
         assert!(said.contains("BURSTFS_SPEC={}") && said.contains("SLURM_JOB_ID=42"), "{said}");
         assert!(!said.contains("EVIL") && !said.contains("LD_PRELOAD"), "{said}");
         assert!(run_script(Script::Epilog, &site, &[("SPANK_BURSTFS_SPEC", "{}")]).contains("stop --config"));
+    }
+
+    #[test]
+    fn the_epilog_of_a_requeued_job_does_not_name_the_next_run() {
+        let site = site("env >&2");
+        let job = [("SPANK_BURSTFS_SPEC", "{}"), ("SLURM_JOB_RESTART_COUNT", "1")];
+        assert!(run_script(Script::Prolog, &site, &job).contains("SLURM_JOB_RESTART_COUNT=1"));
+        assert!(!run_script(Script::Epilog, &site, &job).contains("RESTART_COUNT"));
     }
 
     #[test]
