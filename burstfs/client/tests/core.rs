@@ -1,5 +1,7 @@
 //! The file system over in-process servers, without FUSE.
 
+#![allow(clippy::unwrap_used)] // clippy.toml's exception ends at a test's helpers
+
 mod support;
 
 use burstfs_client::fs::{AttrChange, ClientFs, Credentials, NewFile, NewSpecial, WriteData};

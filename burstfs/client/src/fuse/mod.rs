@@ -21,7 +21,7 @@
 //!
 //! What fuser 0.18 does not do, met here: it hides the kernel's wish to clear set-id bits in `SETATTR` and `OPEN` (an
 //! all-empty `SETATTR` is one; truncation and change of owner imply it for ordinary users); it tells times before the
-//! epoch wrongly ([`convert::timestamp`]); it answers `INTERRUPT` with ENOSYS, so a caller that is killed while its
+//! epoch wrongly (`convert::timestamp`); it answers `INTERRUPT` with ENOSYS, so a caller that is killed while its
 //! request is under way goes when the answer comes, at the latest at the request's deadline.
 
 mod adapter;

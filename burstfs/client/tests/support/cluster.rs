@@ -91,7 +91,9 @@ impl Builder {
             let config = ServerConfig { instance: instance.clone(), uid: 0, auth: realm.member(0), limits };
             let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: ost.clone() });
             servers.push(serve(listener, config, handler));
-            (mdts.push(mdt), osts.push(ost), peers.push(peer));
+            mdts.push(mdt);
+            osts.push(ost);
+            peers.push(peer);
         }
         let addresses: Vec<_> = servers.iter().map(ServerHandle::address).collect();
         let mut clients = Vec::new();
