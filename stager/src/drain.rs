@@ -17,7 +17,7 @@ use crate::identity::Wanted;
 use crate::item::{Copy, Dir, Entry, EntryKind, EntryRecord, EntryState, How, Kept, join};
 use crate::job::{Atomic, StageJob, Update, Verify};
 use crate::journal::{Copied, path_hash};
-use crate::links::Made;
+use crate::links::{GroupKey, Made};
 use crate::pfs;
 use crate::stream;
 use crate::tree::{Kind, Meta, Opened};
@@ -290,7 +290,16 @@ impl<'a> Drain<'a> {
     async fn linked(&self, entry: &Entry) -> Result<Fate, EntryError> {
         let ino = entry.ino.ok_or(EntryError::source("find")(Errno::ENOENT.into()))?;
         let meta = self.getattr(ino).await?;
-        let group = self.context.links.group((0, ino.get()), meta.nlink);
+        let key = (0, ino.get());
+        let fate = self.linked_name(entry, key).await?;
+        if matches!(fate, Fate::Done(_)) {
+            self.context.links.done(key, meta.nlink);
+        }
+        Ok(fate)
+    }
+
+    async fn linked_name(&self, entry: &Entry, key: GroupKey) -> Result<Fate, EntryError> {
+        let group = self.context.links.group(key);
         let mut made = group.lock().await;
         if let Some(first) = &*made
             && let Some(fate) = self.link(entry, first)?

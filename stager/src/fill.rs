@@ -14,7 +14,7 @@ use crate::engine::Context;
 use crate::error::EntryError;
 use crate::item::{Copy, Entry, EntryKind, EntryRecord, EntryState, How, Kept};
 use crate::job::{StageJob, Update, Verify};
-use crate::links::Made;
+use crate::links::{GroupKey, Made};
 use crate::pfs;
 use crate::stream;
 use crate::tree::{Change, Kind, Meta, Opened};
@@ -234,7 +234,16 @@ impl<'a> Fill<'a> {
     /// One name of a file that has several.
     async fn linked(&self, entry: &Entry) -> Result<Fate, EntryError> {
         let meta = self.stat(entry)?;
-        let group = self.context.links.group((meta.dev, meta.ino), meta.nlink);
+        let key = (meta.dev, meta.ino);
+        let fate = self.linked_name(entry, key).await?;
+        if matches!(fate, Fate::Done(_)) {
+            self.context.links.done(key, meta.nlink);
+        }
+        Ok(fate)
+    }
+
+    async fn linked_name(&self, entry: &Entry, key: GroupKey) -> Result<Fate, EntryError> {
+        let group = self.context.links.group(key);
         let mut made = group.lock().await;
         if let Some(first) = &*made
             && let Some(fate) = self.link(entry, first).await?

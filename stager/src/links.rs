@@ -4,7 +4,7 @@
 //! has forgotten the groups: later names are then copied, and counted as such.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burstfs_types::Ino;
 
@@ -33,15 +33,23 @@ pub(crate) type Group = Arc<tokio::sync::Mutex<Option<Made>>>;
 pub(crate) struct Links(Mutex<HashMap<GroupKey, (Group, u32)>>);
 
 impl Links {
-    /// The group of an inode with `nlink` names; it is forgotten when it was asked for as often as it has names.
-    pub(crate) fn group(&self, key: GroupKey, nlink: u32) -> Group {
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (group, seen) = groups.entry(key).or_default();
-        *seen += 1;
-        let group = group.clone();
-        if *seen >= nlink {
-            groups.remove(&key);
+    /// The group of an inode.
+    pub(crate) fn group(&self, key: GroupKey) -> Group {
+        self.groups().entry(key).or_default().0.clone()
+    }
+
+    /// One more name of the group is done; when all `nlink` are, the group is forgotten.
+    pub(crate) fn done(&self, key: GroupKey, nlink: u32) {
+        let mut groups = self.groups();
+        if let Some((_, done)) = groups.get_mut(&key) {
+            *done += 1;
+            if *done >= nlink {
+                groups.remove(&key);
+            }
         }
-        group
+    }
+
+    fn groups(&self) -> MutexGuard<'_, HashMap<GroupKey, (Group, u32)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
