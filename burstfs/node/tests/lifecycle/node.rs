@@ -181,10 +181,14 @@ impl Node {
         i32::try_from(self.listed(job)[which].as_i64().unwrap()).unwrap()
     }
 
+    /// Ends a process and waits until all of it is gone: `/proc` shows the first thread as a zombie while others still run.
     pub(crate) fn kill(&self, pid: i32) {
-        // SAFETY: a process of this test's.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
-        wait_until("the process to end", || !is_running(pid));
+        use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+        let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
+        let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut fds, Some(&limit)), Ok(1), "{pid} does not end");
     }
 
     pub(crate) fn scontrol_calls(&self) -> String {

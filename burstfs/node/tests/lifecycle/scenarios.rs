@@ -276,7 +276,8 @@ fn both_killed_then_recover(node: &Node) {
     node.kill(node.pid(&job, "supervisor_pid"));
     node.kill(daemon);
     assert_eq!(node.listed(&job)["state"], "LOST");
-    assert!(node.run(&["recover"]).contains("is brought back"));
+    let said = node.run(&["recover"]);
+    assert!(said.contains("is brought back"), "{said}");
     wait_until("the daemon", || lives(node, &job) == "true\n" && node.listed(&job)["state"] == "READY");
     assert!(node.run(&["recover"]).contains("has its supervisor"));
     assert_eq!(node.stop(&job), "");
