@@ -6,9 +6,10 @@ use crate::drain::Drain;
 use crate::engine::{Context, Done};
 use crate::error::EntryError;
 use crate::fill::Fill;
-use crate::item::{Copy, Entry, EntryRecord, EntryState, How, Record, Step, Work};
+use crate::item::{Copy, Entry, EntryRecord, EntryState, How, Step, Work};
 use crate::job::StageJob;
 use crate::journal::{Copied, path_hash};
+use crate::list;
 use burstfs_proto::stage::Direction;
 use burstfs_types::NodeIndex;
 
@@ -74,7 +75,7 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
     if is_drain {
         journal(context, &copy, &records);
     }
-    done.records.push(entries_record(context, number, &copy, records));
+    done.records.push(list::entries_record(context, number, &copy.dir, records));
     done
 }
 
@@ -165,13 +166,4 @@ fn journal(context: &Context, copy: &Copy, records: &[EntryRecord]) {
     if let Err(error) = written {
         tracing::warn!(%error, "the stager's journal cannot be written");
     }
-}
-
-fn entries_record(context: &Context, job: u16, copy: &Copy, entries: Vec<EntryRecord>) -> Record {
-    let (instance, pfs) = (copy.dir.instance_path(), copy.dir.pfs_path());
-    let (source_dir, target_dir) = match context.direction {
-        Direction::In => (pfs, instance),
-        Direction::Out => (instance, pfs),
-    };
-    Record::Entries { job, source_dir, target_dir, entries }
 }

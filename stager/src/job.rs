@@ -1,6 +1,7 @@
 //! What a `stage_in` or `stage_out` directive asks for, as the stager sees it: variables replaced, paths absolute.
 
 use burstfs_proto::stage::Direction;
+use burstfs_spec::SpecError;
 use serde::{Deserialize, Serialize};
 
 /// What the source must be.
@@ -122,5 +123,95 @@ impl StageJob {
             atomic: Atomic::default(),
             preserve: Preserve::ALL,
         }
+    }
+}
+
+impl From<burstfs_spec::EntryType> for SourceType {
+    fn from(word: burstfs_spec::EntryType) -> SourceType {
+        match word {
+            burstfs_spec::EntryType::Auto => SourceType::Auto,
+            burstfs_spec::EntryType::File => SourceType::File,
+            burstfs_spec::EntryType::Directory => SourceType::Directory,
+        }
+    }
+}
+
+impl From<burstfs_spec::Verify> for Verify {
+    fn from(word: burstfs_spec::Verify) -> Verify {
+        match word {
+            burstfs_spec::Verify::Checksum => Verify::Checksum,
+            burstfs_spec::Verify::Size => Verify::Size,
+            burstfs_spec::Verify::None => Verify::None,
+        }
+    }
+}
+
+impl From<burstfs_spec::Update> for Update {
+    fn from(word: burstfs_spec::Update) -> Update {
+        match word {
+            burstfs_spec::Update::Changed => Update::Changed,
+            burstfs_spec::Update::All => Update::All,
+        }
+    }
+}
+
+impl From<burstfs_spec::Atomic> for Atomic {
+    fn from(word: burstfs_spec::Atomic) -> Atomic {
+        match word {
+            burstfs_spec::Atomic::File => Atomic::File,
+            burstfs_spec::Atomic::None => Atomic::None,
+        }
+    }
+}
+
+impl From<burstfs_spec::PreserveSet> for Preserve {
+    fn from(set: burstfs_spec::PreserveSet) -> Preserve {
+        use burstfs_spec::Preserve as Word;
+        Preserve {
+            mode: set.has(Word::Mode),
+            times: set.has(Word::Times),
+            owner: set.has(Word::Owner),
+            acl: set.has(Word::Acl),
+            xattr: set.has(Word::Xattr),
+            symlinks: set.has(Word::Symlinks),
+            hardlinks: set.has(Word::Hardlinks),
+            sparse: set.has(Word::Sparse),
+        }
+    }
+}
+
+/// Fails when a path still has a variable.
+impl TryFrom<&burstfs_spec::StageIn> for StageJob {
+    type Error = SpecError;
+
+    fn try_from(directive: &burstfs_spec::StageIn) -> Result<StageJob, SpecError> {
+        Ok(StageJob {
+            direction: Direction::In,
+            source: directive.source.resolved()?.into(),
+            destination: directive.destination.resolved()?.into(),
+            source_type: directive.entry_type.into(),
+            verify: directive.verify.into(),
+            update: directive.update.into(),
+            atomic: Atomic::None,
+            preserve: directive.preserve.into(),
+        })
+    }
+}
+
+/// Fails when a path still has a variable.
+impl TryFrom<&burstfs_spec::StageOut> for StageJob {
+    type Error = SpecError;
+
+    fn try_from(directive: &burstfs_spec::StageOut) -> Result<StageJob, SpecError> {
+        Ok(StageJob {
+            direction: Direction::Out,
+            source: directive.source.resolved()?.into(),
+            destination: directive.destination.resolved()?.into(),
+            source_type: directive.entry_type.into(),
+            verify: directive.verify.into(),
+            update: directive.update.into(),
+            atomic: directive.atomic.into(),
+            preserve: directive.preserve.into(),
+        })
     }
 }
