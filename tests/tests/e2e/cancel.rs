@@ -41,9 +41,15 @@ fn cancelled_while_starting() -> Result<()> {
         s.change("node4", &mute, &format!("umount {daemon}"))?;
         let job = s.job("alice")?.burstfs("capacity=100MiB").script("echo ran").submit()?;
         wait_starting(s, &job)?;
+        let instance = job.instance(0)?;
         job.cancel()?;
-        // Well before the time-out of the start would end it.
-        let state = job.wait_end(Duration::from_secs(30))?;
+        // The nodes that wait at the MGS hear of it well before the time-out of the start (60 s) would end them; node4, whose
+        // daemon is deaf, at the latest by that.
+        for node in ["node1", "node2", "node3"] {
+            let dir = s.cluster.on_node(node, &format!("/run/burstfs/{instance}"))?;
+            wait_until(&format!("{node} to give up {instance}"), Duration::from_secs(30), || Ok(!dir.exists()))?;
+        }
+        let state = job.wait_end(Duration::from_secs(100))?;
         ensure!(state == "CANCELLED", "{state}");
         ensure!(!job.output().unwrap_or_default().contains("ran"));
         Ok(())
