@@ -95,7 +95,8 @@ pub(crate) fn cluster_name() -> Result<String, SlurmError> {
 }
 
 fn run(program: &'static str, arguments: &[&str]) -> Result<String, SlurmError> {
-    let output = Command::new(program).args(arguments).output().map_err(|source| SlurmError::Run { program, source })?;
+    let output =
+        Command::new(program).args(arguments).output().map_err(|source| SlurmError::Run { program, source })?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(SlurmError::Failed { program, message });

@@ -49,12 +49,15 @@ type Answers = (Vec<(u32, InstanceStatus)>, Vec<(Job, AskError)>);
 fn ask_all(jobs: &[Job], config: &SiteConfig) -> Result<Answers, Ending> {
     let failure = |error: &dyn std::fmt::Display| Ending::new(Exit::Failure, error);
     let cluster = slurm::cluster_name().map_err(|error| failure(&error))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failure(&error))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failure(&error))?;
     let (mut rows, mut errors) = (Vec::new(), Vec::new());
     for job in jobs {
         let instance = InstanceId::new(&cluster, job.id, job.restart_count).map_err(|error| failure(&error))?;
         let Some(host) = job.hosts.first() else { continue };
-        match runtime.block_on(ask::status(&instance, host, config)) {
+        let user = User::from_name(&job.user).ok().flatten();
+        let uid = user.ok_or_else(|| failure(&format!("user {} is not known here", job.user)))?.uid;
+        match runtime.block_on(ask::status(&instance, host, uid.as_raw(), config)) {
             Ok(Some(status)) => rows.push((job.id, status)),
             Ok(None) => {}
             Err(error) => errors.push((job.clone(), error)),

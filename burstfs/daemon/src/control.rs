@@ -54,7 +54,7 @@ pub(crate) async fn open(
 
 async fn receive(socket: &mut OwnedReadHalf, decoder: &mut LineDecoder) -> anyhow::Result<Option<NodeMessage>> {
     loop {
-        if let Some(message) = decoder.next().context("control socket")? {
+        if let Some(message) = decoder.next_message().context("control socket")? {
             return Ok(Some(message));
         }
         let mut buffer = [0; READ_BYTES];

@@ -3,6 +3,7 @@
 //! Only a start asks: to notice `scancel` while nodes wait for one another, and the reason of a node whose `burstfsd`
 //! could not speak for itself (its `burstfs-node` leaves it in the job's AdminComment, which only root can set).
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -23,10 +24,10 @@ struct Job {
 
 /// Comes back only when the start makes no sense any more: the job was cancelled or ended, or a node has left word that
 /// it cannot start. A `slurmctld` that does not answer is asked again: its absence says nothing about the job.
-pub(crate) async fn start_is_pointless(job_id: u32, restart_count: u32, slurm_conf: Option<&str>) -> Failure {
+pub(crate) async fn start_is_pointless(job_id: u32, restart_count: u32, slurm_conf: Option<&Path>) -> Failure {
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
-        match show(job_id, slurm_conf).await {
+        match show(job_id, slurm_conf).await.as_deref().and_then(parse) {
             Some(job) => {
                 if let Some(failure) = verdict(&job, job_id, restart_count) {
                     return failure;
@@ -55,14 +56,41 @@ fn reason_left_by_node(comment: &str, restart_count: u32) -> Option<Failure> {
     Some(Failure::new(code.parse().ok()?, message))
 }
 
-async fn show(job_id: u32, slurm_conf: Option<&str>) -> Option<Job> {
+/// What paths of a request may need to know of the job.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Names {
+    /// `%x`
+    pub(crate) job_name: Option<String>,
+    /// `%A`; absent for a job that is in no array.
+    pub(crate) array_job_id: Option<String>,
+    /// `%a`; likewise.
+    pub(crate) array_task_id: Option<String>,
+}
+
+/// The job's names; `None` when Slurm does not answer.
+pub(crate) async fn names(job_id: u32, slurm_conf: Option<&Path>) -> Option<Names> {
+    show(job_id, slurm_conf).await.map(|text| parse_names(&text))
+}
+
+fn parse_names(text: &str) -> Names {
+    let first_line = text.lines().next().unwrap_or_default();
+    let field = |key: &str| first_line.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
+    Names {
+        // The name is the line's last field, and may have blanks.
+        job_name: first_line.split_once("JobName=").map(|(_, name)| name.trim_end().to_owned()),
+        array_job_id: field("ArrayJobId="),
+        array_task_id: field("ArrayTaskId="),
+    }
+}
+
+async fn show(job_id: u32, slurm_conf: Option<&Path>) -> Option<String> {
     let mut command = Command::new("scontrol");
     command.args(["show", "job", &job_id.to_string()]).stdin(Stdio::null()).kill_on_drop(true);
     if let Some(path) = slurm_conf {
         command.env("SLURM_CONF", path);
     }
     let output = command.output().await.ok().filter(|output| output.status.success())?;
-    parse(&String::from_utf8_lossy(&output.stdout))
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn parse(text: &str) -> Option<Job> {
@@ -83,6 +111,14 @@ mod tests {
         let job = parse(SHOWN).unwrap();
         assert_eq!(job.state, "RUNNING");
         assert_eq!(job.admin_comment, "burstfs: 1: E201: node3: /local is not there");
+    }
+
+    #[test]
+    fn reads_names() {
+        let names = parse_names("JobId=9 ArrayJobId=7 ArrayTaskId=2 JobName=two words\n   UserId=x\n");
+        assert_eq!(names.job_name.as_deref(), Some("two words"));
+        assert_eq!((names.array_job_id.as_deref(), names.array_task_id.as_deref()), (Some("7"), Some("2")));
+        assert_eq!(parse_names(SHOWN).array_job_id, None);
     }
 
     #[test]

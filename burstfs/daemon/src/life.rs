@@ -1,0 +1,451 @@
+//! The life of one node of an instance, from the supervisor's first word to its last.
+//!
+//! ```text
+//!   start --> find the MGS --> join, open targets --> serve the mount --> stage in --> barrier StagedIn --> ready
+//!     |            |                 |                     |                 |                |
+//!     '------------+-----------------+--- failed, cancelled+-----------------'----------------'--> wait for stop
+//!
+//!   ready --client_gone--> barrier ClientsGone --> drain --> (node 0: receipt, conclusion) --> barrier Drained --> drained
+//! ```
+//!
+//! Owns the order of these steps on this node, and nothing else. A daemon that was started again after a crash goes
+//! through the same steps: what the MGS has seen already it answers at once.
+//!
+//! Failure: before `ready` the first failure is told to the MGS, which tells all nodes, and to the supervisor. After
+//! `ready` nothing ends this life but the supervisor; a drain that cannot be done ends as incomplete.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use burstfs_mgs::Conclusion as MgsConclusion;
+use burstfs_net::XidSource;
+use burstfs_node::control::{DaemonMessage, NodeMessage, Progress, State};
+use burstfs_node::description::InstanceDescription;
+use burstfs_oss::Ost;
+use burstfs_proto::mgs::{Fail, Phase, Report, State as InstanceState, Status};
+use burstfs_proto::oss::{OssReply, OssRequest, Statfs};
+use burstfs_proto::service::{NoBulk, ObjectService};
+use burstfs_proto::stage::Direction;
+use burstfs_stager::Cancel;
+use burstfs_types::{Code, Failure, NodeIndex};
+use tokio::sync::mpsc;
+
+use crate::control::{self, Supervisor};
+use crate::directory::Directory;
+use crate::job;
+use crate::mgs::MgsDriver;
+use crate::node::{self, Node};
+use crate::staging::{self, Conclusion, Staging};
+
+/// Between two reports to the MGS and the supervisor.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// A node of which nothing was heard for so long is given up: longer than its daemon takes to be started again.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long node 0 stays for the others to hear the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Runs until the supervisor says stop.
+pub(crate) async fn run(control: UnixStream, device: Option<OwnedFd>) -> anyhow::Result<()> {
+    let (description, mut messages, supervisor) = control::open(control).await?;
+    let description = Arc::new(description);
+    tracing::info!(instance = %description.instance, node = description.node_name(), "starting");
+    supervisor.say(DaemonMessage::State(State::Starting)).await;
+    let started = tokio::select! {
+        started = start(description.clone(), device, &supervisor) => started,
+        ending = cancelled(&mut messages) => match ending {
+            Ending::Stop => return Ok(()),
+            Ending::Failed(failure) => Err(failure),
+        },
+    };
+    match started {
+        Ok(life) => {
+            supervisor.say(DaemonMessage::Ready { environment: life.environment() }).await;
+            life.live(&mut messages).await;
+        }
+        Err(failure) => {
+            tracing::error!("{failure}");
+            supervisor.say(DaemonMessage::Failed(failure)).await;
+            after_failure(&mut messages, &supervisor).await;
+        }
+    }
+    tracing::info!("ending");
+    Ok(())
+}
+
+enum Ending {
+    Stop,
+    Failed(Failure),
+}
+
+/// Waits for the supervisor to end a start.
+async fn cancelled(messages: &mut mpsc::Receiver<NodeMessage>) -> Ending {
+    loop {
+        match messages.recv().await {
+            Some(NodeMessage::Stop) => return Ending::Stop,
+            Some(NodeMessage::Cancel | NodeMessage::ClientGone) => {
+                let message = "the job ended while its file system started";
+                return Ending::Failed(Failure::new(Code::Cancelled, message));
+            }
+            Some(NodeMessage::Start(_)) => tracing::error!("a second start message is ignored"),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A node that could not start has nothing to drain.
+async fn after_failure(messages: &mut mpsc::Receiver<NodeMessage>, supervisor: &Supervisor) {
+    loop {
+        match messages.recv().await {
+            Some(NodeMessage::Stop) => return,
+            Some(NodeMessage::ClientGone) => {
+                supervisor.say(DaemonMessage::Drained { complete: true, failure: None }).await;
+            }
+            Some(NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A node that is ready.
+struct Life {
+    description: Arc<InstanceDescription>,
+    node: Node,
+    staging: Arc<Staging>,
+    supervisor: Supervisor,
+    advances: Arc<AtomicU64>,
+}
+
+async fn start(
+    description: Arc<InstanceDescription>,
+    device: Option<OwnedFd>,
+    supervisor: &Supervisor,
+) -> Result<Life, Failure> {
+    let joining = find_directory(&description).await?;
+    let directory = joining.directory.clone();
+    if let Directory::Own(mgs, _) = &directory {
+        watch_start(mgs.clone(), description.clone());
+    }
+    let started = async {
+        let node = joining.join(&description).await?;
+        begin(description.clone(), node, device, supervisor).await
+    };
+    match started.await {
+        Ok(life) => Ok(life),
+        Err(failure) => {
+            let fail = Fail { node: NodeIndex::new(description.node_index), failure: failure.clone() };
+            if let Err(error) = directory.call(fail).await {
+                tracing::warn!("the MGS does not hear of the failure: {error}");
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Looks for the MGS for as long as that makes sense. Node 0 is the MGS and watches over the start; while another node
+/// cannot reach it, it must see for itself whether the job still starts.
+async fn find_directory(description: &InstanceDescription) -> Result<node::Joining, Failure> {
+    let (id, restart_count) = (description.instance.job_id(), description.instance.restart_count());
+    tokio::select! {
+        joining = node::find_directory(description) => joining,
+        failure = job::start_is_pointless(id, restart_count, description.slurm_conf.as_deref()) => Err(failure),
+        () = tokio::time::sleep(node::start_timeout(description)) => {
+            let (host, code) = (&description.nodes[0], Code::NodeMissing);
+            Err(Failure::new(code, format!("{host}: did not answer in time; see the burstfs log there")))
+        }
+    }
+}
+
+async fn begin(
+    description: Arc<InstanceDescription>,
+    node: Node,
+    device: Option<OwnedFd>,
+    supervisor: &Supervisor,
+) -> Result<Life, Failure> {
+    if let Some(device) = device {
+        let session = node.serve(device).await?;
+        tokio::spawn(async move { tracing::info!("FUSE session: {:?}", session.ended().await) });
+    }
+    let spec = staging::bind(&description).await?;
+    let staging = Staging::new(description.clone(), node.directory.clone(), node.fs.clone(), spec);
+    let staging = staging.map_err(|error| Failure::new(Code::DaemonFailed, format!("stage directory: {error}")))?;
+    let life = Life {
+        description,
+        node,
+        staging: Arc::new(staging),
+        supervisor: supervisor.clone(),
+        advances: Arc::default(),
+    };
+    life.spawn_reporter();
+    life.stage_in().await?;
+    Ok(life)
+}
+
+/// Node 0 looks after the start of all: the time, the job, nodes that fall silent.
+fn watch_start(mgs: Arc<MgsDriver>, description: Arc<InstanceDescription>) {
+    let own = NodeIndex::new(description.node_index);
+    let for_time = mgs.clone();
+    let timeout = node::start_timeout(&description);
+    tokio::spawn(async move {
+        tokio::time::sleep(timeout).await;
+        for_time.start_timed_out();
+    });
+    let for_job = mgs.clone();
+    tokio::spawn(async move {
+        let (id, restart_count) = (description.instance.job_id(), description.instance.restart_count());
+        tokio::select! {
+            failure = job::start_is_pointless(id, restart_count, description.slurm_conf.as_deref()) => for_job.fail(failure),
+            () = for_job.is_past_start() => {}
+        }
+    });
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            mgs.lose_silent(own, SILENCE_MAX);
+        }
+    });
+}
+
+impl Life {
+    fn own(&self) -> NodeIndex {
+        NodeIndex::new(self.description.node_index)
+    }
+
+    /// Copies the input in, and waits until all nodes have.
+    async fn stage_in(&self) -> Result<(), Failure> {
+        let directory = &self.node.directory;
+        if self.staging.has_work(Direction::In) && !self.has_been_ready().await {
+            self.supervisor.say(DaemonMessage::State(State::StagingIn)).await;
+            let cancel = Cancel::default();
+            let staged = tokio::select! {
+                staged = self.staging.run(Direction::In, cancel.clone()) => staged?,
+                // With the current generation this waits for a failure of the start, or for a moved node.
+                moved = directory.map_newer_than(self.node.map_generation) => {
+                    cancel.cancel();
+                    let message = "a node changed its address while it started";
+                    return Err(moved.err().unwrap_or_else(|| Failure::new(Code::DaemonFailed, message)));
+                }
+            };
+            if let Some(Conclusion { outcome, .. }) = staged.filter(|staged| !staged.outcome.is_complete) {
+                let failure = outcome.failure.unwrap_or_else(|| incomplete(Code::StageInFailed, &outcome.reasons));
+                return Err(failure);
+            }
+        }
+        directory.barrier(self.own(), Phase::StagedIn, || self.advance()).await?;
+        self.supervisor.say(DaemonMessage::State(State::Ready)).await;
+        Ok(())
+    }
+
+    /// Whether this is a later life of a daemon, of an instance whose job has its input already.
+    async fn has_been_ready(&self) -> bool {
+        let status = self.node.directory.call(Status).await;
+        self.description.restarted && status.is_ok_and(|status| status.state > InstanceState::StagingIn)
+    }
+
+    fn environment(&self) -> BTreeMap<String, String> {
+        let description = &self.description;
+        let mount = description.mount.to_string_lossy().into_owned();
+        let capacity = description.capacity_bytes.saturating_mul(description.nodes.len() as u64);
+        BTreeMap::from([
+            ("BURSTFS".to_owned(), mount.clone()),
+            (description.spec.create.name.variable(), mount),
+            ("BURSTFS_INSTANCE".to_owned(), description.instance.to_string()),
+            ("BURSTFS_CAPACITY_BYTES".to_owned(), capacity.to_string()),
+            ("BURSTFS_SERVERS".to_owned(), staging::servers(description)),
+            ("BURSTFS_STAGE_IN".to_owned(), "complete".to_owned()),
+        ])
+    }
+
+    /// From ready to the end.
+    async fn live(&self, messages: &mut mpsc::Receiver<NodeMessage>) {
+        if !client_gone(messages).await {
+            return;
+        }
+        let ended = tokio::select! {
+            ended = self.end() => ended,
+            () = stopped(messages) => return,
+        };
+        let message = match ended {
+            Ok(()) => DaemonMessage::Drained { complete: true, failure: None },
+            Err(failure) => {
+                tracing::error!("{failure}");
+                DaemonMessage::Drained { complete: false, failure: Some(failure) }
+            }
+        };
+        self.supervisor.say(message).await;
+        stopped(messages).await;
+    }
+
+    /// Waits for all clients to be gone, drains, and waits for the others to have drained.
+    async fn end(&self) -> Result<(), Failure> {
+        let directory = &self.node.directory;
+        self.supervisor.say(DaemonMessage::State(State::Draining)).await;
+        directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
+        let drained = self.drain().await;
+        if let Directory::Own(mgs, _) = directory {
+            mgs.conclude(
+                drained
+                    .as_ref()
+                    .map_or_else(|failure| MgsConclusion::Held(failure.clone()), |()| MgsConclusion::Drained),
+            );
+        } else if let Err(failure) = drained {
+            tracing::error!("{failure}");
+        }
+        directory.barrier(self.own(), Phase::Drained, || self.advance()).await?;
+        let status = directory.call(Status).await;
+        self.farewell().await;
+        let status = status.map_err(|error| {
+            Failure::new(Code::DrainIncomplete, format!("how the drain ended is not known: {error}"))
+        })?;
+        match status.state {
+            InstanceState::Drained => Ok(()),
+            _ => Err(parse_reason(&status.reason)),
+        }
+    }
+
+    async fn drain(&self) -> Result<(), Failure> {
+        if !self.staging.has_work(Direction::Out) {
+            return Ok(());
+        }
+        let Some(conclusion) = self.staging.run(Direction::Out, Cancel::default()).await? else { return Ok(()) };
+        let receipt = {
+            let staging = self.staging.clone();
+            tokio::task::spawn_blocking(move || (staging.write_receipt(&conclusion), conclusion.outcome)).await
+        };
+        let (receipt, outcome) = receipt.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        match receipt {
+            Ok(path) => tracing::info!("receipt: {}", path.display()),
+            // The job's data is where it should be, or kept; only the word about it is missing.
+            Err(failure) => tracing::error!("{failure}"),
+        }
+        match outcome.is_complete {
+            true => Ok(()),
+            false => Err(outcome.failure.unwrap_or_else(|| incomplete(Code::DrainFailed, &outcome.reasons))),
+        }
+    }
+
+    /// Nobody's servers are needed any more. Node 0 waits for the others to have heard it, but not for long.
+    async fn farewell(&self) {
+        match &self.node.directory {
+            Directory::Own(..) => {
+                let all = self.node.directory.barrier(self.own(), Phase::Finished, || {});
+                if tokio::time::timeout(FAREWELL, all).await.is_err() {
+                    tracing::warn!("not every node has said that it is done");
+                }
+            }
+            Directory::Remote(_) => self.node.directory.reach(self.own(), Phase::Finished).await,
+        }
+    }
+
+    fn advance(&self) {
+        self.advances.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells the MGS and the supervisor how things stand, for as long as the daemon lives.
+    fn spawn_reporter(&self) {
+        let reporter = Reporter {
+            node: self.own(),
+            directory: self.node.directory.clone(),
+            ost: self.node.ost.clone(),
+            xids: self.node.xids.clone(),
+            staging: self.staging.clone(),
+            supervisor: self.supervisor.clone(),
+            advances: self.advances.clone(),
+        };
+        tokio::spawn(async move { reporter.run().await });
+    }
+}
+
+struct Reporter {
+    node: NodeIndex,
+    directory: Directory,
+    ost: Arc<Ost>,
+    xids: XidSource,
+    staging: Arc<Staging>,
+    supervisor: Supervisor,
+    advances: Arc<AtomicU64>,
+}
+
+impl Reporter {
+    async fn run(&self) {
+        let mut said = Progress::default();
+        loop {
+            let report = self.report().await;
+            let progress = self.progress(&report);
+            if progress != said {
+                self.supervisor.say(DaemonMessage::Progress(progress)).await;
+                said = progress;
+            }
+            if let Err(error) = self.directory.call(report).await {
+                tracing::debug!("the MGS does not hear this node's report: {error}");
+            }
+            tokio::time::sleep(REPORT_INTERVAL).await;
+        }
+    }
+
+    async fn report(&self) -> Report {
+        let number = self.xids.take();
+        // An OST that cannot say what it holds has told why; the other figures still count.
+        let space = match self.ost.call(number.caller(), OssRequest::Statfs(Statfs), &mut NoBulk).await {
+            Ok(OssReply::Statfs(space)) => Some(space),
+            Ok(_) | Err(_) => None,
+        };
+        Report {
+            node: self.node,
+            capacity: space.map_or(0, |space| space.capacity),
+            used: space.map_or(0, |space| space.used),
+            stage_in: self.staging.progress_in.figures(),
+            stage_out: self.staging.progress_out.figures(),
+        }
+    }
+
+    fn progress(&self, report: &Report) -> Progress {
+        let sum = |of: fn(&burstfs_proto::mgs::StageFigures) -> u64| {
+            of(&report.stage_in).saturating_add(of(&report.stage_out))
+        };
+        Progress {
+            files_done: sum(|figures| figures.files_done),
+            files_total: sum(|figures| figures.files_total),
+            bytes_done: sum(|figures| figures.bytes_done),
+            bytes_total: sum(|figures| figures.bytes_total),
+            advances: self.advances.load(Ordering::Relaxed),
+            used_bytes: report.used,
+        }
+    }
+}
+
+/// Waits for the mount of this node to be gone; false when the supervisor says stop instead.
+async fn client_gone(messages: &mut mpsc::Receiver<NodeMessage>) -> bool {
+    loop {
+        match messages.recv().await {
+            Some(NodeMessage::Stop) => return false,
+            Some(NodeMessage::ClientGone) => return true,
+            Some(NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn stopped(messages: &mut mpsc::Receiver<NodeMessage>) {
+    loop {
+        match messages.recv().await {
+            Some(NodeMessage::Stop) => return,
+            Some(NodeMessage::ClientGone | NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn incomplete(code: Code, reasons: &[String]) -> Failure {
+    Failure::new(code, reasons.join("; "))
+}
+
+/// A failure as the status shows it.
+fn parse_reason(reason: &str) -> Failure {
+    let parsed = reason.split_once(": ").and_then(|(code, message)| Some((code.parse::<Code>().ok()?, message)));
+    let (code, message) = parsed.unwrap_or((Code::DrainIncomplete, reason));
+    Failure::new(code, message)
+}

@@ -1,0 +1,406 @@
+//! The MGS of the instance, on node 0: drives the rules of `burstfs-mgs`.
+//!
+//! Owns the directory and the two queues of staging work behind one lock each, wakes long polls, keeps the directory on
+//! disk, and watches for the reasons that make a start pointless. A restarted node 0 goes on from what is on disk; the
+//! queues start anew, since doing an item again is harmless.
+//!
+//! Locks are held for a change or a look, never across an await. A long poll subscribes before it looks, so that no
+//! change is missed.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use burstfs_mgs::{Conclusion, Identity, Mgs, Queue};
+use burstfs_proto::mgs::{Barrier, MgsReply, MgsRequest, State, WaitMap, Waited};
+use burstfs_proto::service::Caller;
+use burstfs_proto::stage::{Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
+use burstfs_types::{Errno, Failure, NodeIndex};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The longest that one long poll is kept; the asker asks again.
+const LONG_POLL_MAX: Duration = Duration::from_secs(20);
+/// The most items of one answer.
+const ITEMS_MAX: u32 = 256;
+
+/// What becomes of staging records, and of work that nobody can do.
+pub(crate) trait StageSink: Send + Sync {
+    /// What came of an item.
+    fn records(&self, direction: Direction, records: Vec<Vec<u8>>);
+    /// An item whose node was given up.
+    fn undoable(&self, direction: Direction, items: Vec<Item>);
+}
+
+/// The MGS, as node 0's daemon runs it.
+pub(crate) struct MgsDriver {
+    mgs: Mutex<Mgs>,
+    stages: Mutex<Stages>,
+    changes: watch::Sender<u64>,
+    state_file: PathBuf,
+    last_heard: Mutex<HashMap<NodeIndex, Instant>>,
+}
+
+struct Stages {
+    queues: HashMap<Direction, StageQueue>,
+    first_id: u64,
+}
+
+struct StageQueue {
+    queue: Queue,
+    is_seeded: bool,
+    sink: Arc<dyn StageSink>,
+}
+
+impl MgsDriver {
+    /// The MGS of an instance whose state is kept in `dir`; goes on from what is there.
+    pub(crate) fn open(dir: &Path, identity: Identity, incarnation: u64) -> anyhow::Result<MgsDriver> {
+        std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
+        let state_file = dir.join("state.json");
+        let mgs = match std::fs::read(&state_file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}", state_file.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Mgs::new(identity),
+            Err(error) => return Err(error).with_context(|| format!("{}", state_file.display())),
+        };
+        Ok(MgsDriver {
+            mgs: Mutex::new(mgs),
+            stages: Mutex::new(Stages { queues: HashMap::new(), first_id: incarnation }),
+            changes: watch::Sender::new(0),
+            state_file,
+            last_heard: Mutex::default(),
+        })
+    }
+
+    /// Answers a request of a node or, for the status, of a command.
+    pub(crate) async fn call(&self, request: MgsRequest) -> Result<MgsReply, Errno> {
+        match request {
+            MgsRequest::Join(join) => {
+                self.heard(join.node);
+                let refused = self.change(|mgs| mgs.join(&join)).err();
+                if let Some(refused) = refused {
+                    tracing::warn!("join refused: {refused}");
+                    return Err(Errno::ESTALE);
+                }
+                Ok(MgsReply::Join(()))
+            }
+            MgsRequest::WaitMap(WaitMap { wait_ms, newer_than }) => {
+                Ok(MgsReply::WaitMap(self.poll(wait_ms, |mgs| mgs.poll_map(newer_than)).await))
+            }
+            MgsRequest::Barrier(Barrier { node, phase, wait_ms }) => {
+                self.heard(node);
+                self.change(|mgs| mgs.reach(node, phase));
+                Ok(MgsReply::Barrier(self.poll(wait_ms, |mgs| mgs.poll_barrier(phase)).await))
+            }
+            MgsRequest::Report(report) => {
+                self.heard(report.node);
+                self.lock().report(report);
+                Ok(MgsReply::Report(()))
+            }
+            MgsRequest::Fail(fail) => {
+                tracing::warn!("{}: {}", fail.node, fail.failure);
+                self.fail(fail.failure);
+                Ok(MgsReply::Fail(()))
+            }
+            MgsRequest::Status(_) => Ok(MgsReply::Status(self.lock().status())),
+        }
+    }
+
+    /// Hands out staging work. A node that was given up gets none, and what it did no longer counts.
+    pub(crate) async fn call_stage(&self, caller: Caller, request: StageRequest) -> Result<StageReply, Errno> {
+        let StageRequest::Take(take) = request;
+        if take.node != caller.client.node || take.incarnation != caller.client.incarnation {
+            return Err(Errno::EPERM);
+        }
+        if self.lock().lost().contains(&take.node) {
+            return Err(Errno::ESTALE);
+        }
+        self.heard(take.node);
+        let deadline = Instant::now() + Duration::from_millis(take.wait_ms.into()).min(LONG_POLL_MAX);
+        let mut changes = self.changes.subscribe();
+        self.finish(take.direction, take.finished.clone());
+        loop {
+            changes.borrow_and_update();
+            let taken = self.take(caller, &take);
+            let is_answer = match &taken {
+                Taken::Over => true,
+                Taken::Work(work) => !work.is_empty() || take.items_max == 0,
+            };
+            if is_answer || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return Ok(StageReply::Take(taken));
+            }
+        }
+    }
+
+    /// Starts the work of one direction; until then askers wait. What cannot be done, and all records, go to `sink`.
+    pub(crate) fn seed(&self, direction: Direction, items: Vec<Item>, sink: Arc<dyn StageSink>) {
+        let lost = self.lock().lost();
+        let mut stages = self.lock_stages();
+        let mut queue = Queue::new(stages.first_id);
+        lost.into_iter().for_each(|node| drop(queue.lose(node)));
+        let undoable = queue.push(items);
+        stages.queues.insert(direction, StageQueue { queue, is_seeded: true, sink: sink.clone() });
+        drop(stages);
+        sink.undoable(direction, undoable);
+        self.wake();
+    }
+
+    /// The start cannot succeed.
+    pub(crate) fn fail(&self, failure: Failure) {
+        self.change(|mgs| mgs.fail(failure));
+    }
+
+    /// The time for the start is over.
+    pub(crate) fn start_timed_out(&self) {
+        self.change(Mgs::start_timed_out);
+    }
+
+    /// How the drain ended.
+    pub(crate) fn conclude(&self, conclusion: Conclusion) {
+        self.change(|mgs| mgs.conclude(conclusion));
+    }
+
+    /// Waits until the start has succeeded or failed.
+    pub(crate) async fn is_past_start(&self) {
+        let mut changes = self.changes.subscribe();
+        let is_over = |state| !matches!(state, State::Starting | State::StagingIn);
+        while !is_over(self.lock().state()) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Nodes that were given up.
+    pub(crate) fn lost(&self) -> Vec<NodeIndex> {
+        self.lock().lost()
+    }
+
+    /// Gives up every node but `own` of which nothing was heard for `silence`. Asked now and then, once all have joined.
+    pub(crate) fn lose_silent(&self, own: NodeIndex, silence: Duration) {
+        let now = Instant::now();
+        let silent: Vec<NodeIndex> = {
+            let heard = self.last_heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_silent = |(node, at): &(&NodeIndex, &Instant)| **node != own && now.duration_since(**at) > silence;
+            heard.iter().filter(is_silent).map(|(node, _)| *node).collect()
+        };
+        for node in silent {
+            self.lose(node, silence);
+        }
+    }
+
+    fn lose(&self, node: NodeIndex, silence: Duration) {
+        if self.lock().lost().contains(&node) {
+            return;
+        }
+        tracing::error!("{node} is given up: nothing was heard of it for {silence:?}");
+        self.change(|mgs| mgs.lose(node));
+        let undoable: Vec<_> = {
+            let mut stages = self.lock_stages();
+            let queues = stages.queues.iter_mut();
+            queues.map(|(direction, stage)| (*direction, stage.sink.clone(), stage.queue.lose(node))).collect()
+        };
+        for (direction, sink, items) in undoable {
+            sink.undoable(direction, items);
+        }
+        self.wake();
+    }
+
+    fn heard(&self, node: NodeIndex) {
+        self.last_heard.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
+    }
+
+    fn finish(&self, direction: Direction, finished: Vec<Finished>) {
+        if finished.is_empty() {
+            return;
+        }
+        let mut to_sink = Vec::new();
+        let sink = {
+            let mut stages = self.lock_stages();
+            let Some(stage) = stages.queues.get_mut(&direction) else { return };
+            for done in finished {
+                if stage.queue.finish(done.id) {
+                    to_sink.push((done.records, stage.queue.push(done.items)));
+                }
+            }
+            stage.sink.clone()
+        };
+        for (records, undoable) in to_sink {
+            sink.records(direction, records);
+            sink.undoable(direction, undoable);
+        }
+        self.wake();
+    }
+
+    fn take(&self, caller: Caller, take: &Take) -> Taken {
+        let mut stages = self.lock_stages();
+        let Some(stage) = stages.queues.get_mut(&take.direction).filter(|stage| stage.is_seeded) else {
+            return Taken::Work(Vec::new());
+        };
+        let max = take.items_max.min(ITEMS_MAX) as usize;
+        let work = if max == 0 { Vec::new() } else { stage.queue.take_once(caller, max) };
+        if work.is_empty() && stage.queue.is_empty() { Taken::Over } else { Taken::Work(work) }
+    }
+
+    async fn poll<T>(&self, wait_ms: u32, look: impl Fn(&Mgs) -> Waited<T>) -> Waited<T> {
+        let deadline = Instant::now() + Duration::from_millis(wait_ms.into()).min(LONG_POLL_MAX);
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let answer = look(&self.lock());
+            let is_final = !matches!(answer, Waited::NotYet);
+            if is_final || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return answer;
+            }
+        }
+    }
+
+    /// Makes a change; where it matters to those who wait or to a restarted node 0, it is kept and they are woken.
+    fn change<T>(&self, change: impl FnOnce(&mut Mgs) -> T) -> T {
+        let mut mgs = self.lock();
+        let before = mgs.version();
+        let result = change(&mut mgs);
+        if mgs.version() != before {
+            if let Err(error) = self.keep(&mgs) {
+                tracing::error!("the MGS's state cannot be kept: {error:#}");
+            }
+            drop(mgs);
+            self.wake();
+        }
+        result
+    }
+
+    /// A process's death loses nothing that was written; a node's death loses the instance's targets anyway. So nothing
+    /// is synced.
+    fn keep(&self, mgs: &Mgs) -> anyhow::Result<()> {
+        let next = self.state_file.with_extension("next");
+        std::fs::write(&next, serde_json::to_vec(mgs)?).with_context(|| format!("{}", next.display()))?;
+        std::fs::rename(&next, &self.state_file).with_context(|| format!("{}", self.state_file.display()))
+    }
+
+    fn wake(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Mgs> {
+        // The rules leave a valid state after every call, also one that another thread's panic cut short.
+        self.mgs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_stages(&self) -> MutexGuard<'_, Stages> {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use burstfs_proto::mgs::{Join, Phase};
+    use burstfs_types::{ClientId, Code, Xid};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Collected(Mutex<Vec<Vec<u8>>>);
+
+    impl StageSink for Collected {
+        fn records(&self, _direction: Direction, records: Vec<Vec<u8>>) {
+            self.0.lock().unwrap().extend(records);
+        }
+
+        fn undoable(&self, _direction: Direction, items: Vec<Item>) {
+            self.0.lock().unwrap().extend(items.into_iter().map(|item| item.body));
+        }
+    }
+
+    fn driver(dir: &Path) -> Arc<MgsDriver> {
+        let identity = Identity {
+            instance: "vc.1.0".into(),
+            name: "job".into(),
+            user: "alice".into(),
+            hosts: vec!["node1".into(), "node2".into()],
+            capacity: 1,
+        };
+        Arc::new(MgsDriver::open(dir, identity, 1_000).unwrap())
+    }
+
+    fn join(node: u16) -> MgsRequest {
+        let address = SocketAddr::from(([127, 0, 0, 1], 100 + node));
+        MgsRequest::Join(Join { node: NodeIndex::new(node), incarnation: 1, address })
+    }
+
+    fn barrier(node: u16, wait_ms: u32) -> MgsRequest {
+        MgsRequest::Barrier(Barrier { node: NodeIndex::new(node), phase: Phase::StagedIn, wait_ms })
+    }
+
+    async fn take(mgs: &MgsDriver, node: u16, xid: u64, finished: Vec<Finished>) -> Taken {
+        let client = ClientId { node: NodeIndex::new(node), incarnation: 1 };
+        let caller = Caller { client, xid: Xid(xid), oldest_unanswered: Xid(xid) };
+        let (node, incarnation) = (client.node, client.incarnation);
+        let take = Take { direction: Direction::In, node, incarnation, finished, items_max: 9, wait_ms: 20_000 };
+        let StageReply::Take(taken) = mgs.call_stage(caller, StageRequest::Take(take)).await.unwrap();
+        taken
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_woken_by_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        let waiting = tokio::spawn({
+            let mgs = mgs.clone();
+            async move { mgs.call(MgsRequest::WaitMap(WaitMap { wait_ms: 20_000, newer_than: 0 })).await }
+        });
+        mgs.call(join(0)).await.unwrap();
+        mgs.call(join(1)).await.unwrap();
+        assert!(matches!(waiting.await.unwrap(), Ok(MgsReply::WaitMap(Waited::Done(map))) if map.nodes.len() == 2));
+        assert_eq!(mgs.call(barrier(0, 0)).await, Ok(MgsReply::Barrier(Waited::NotYet)));
+        assert!(matches!(mgs.call(barrier(1, 0)).await, Ok(MgsReply::Barrier(Waited::Done(_)))));
+    }
+
+    #[tokio::test]
+    async fn a_restarted_node_0_knows_what_was_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        for request in [join(0), join(1), barrier(0, 0), barrier(1, 0)] {
+            mgs.call(request).await.unwrap();
+        }
+        let again = driver(dir.path());
+        assert!(matches!(again.call(barrier(0, 0)).await, Ok(MgsReply::Barrier(Waited::Done(_)))));
+    }
+
+    #[tokio::test]
+    async fn work_goes_round_until_it_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        let sink = Arc::new(Collected::default());
+        let idle = tokio::spawn({
+            let mgs = mgs.clone();
+            async move { take(&mgs, 1, 1, vec![]).await }
+        });
+        mgs.seed(Direction::In, vec![Item { place: Some(NodeIndex::new(0)), body: vec![1] }], sink.clone());
+        let Taken::Work(work) = take(&mgs, 0, 1, vec![]).await else { panic!("no work") };
+        let done = Finished { id: work[0].0, items: vec![], records: vec![vec![7]] };
+        assert_eq!(take(&mgs, 0, 2, vec![done.clone()]).await, Taken::Over);
+        assert_eq!(take(&mgs, 0, 3, vec![done]).await, Taken::Over);
+        assert_eq!(idle.await.unwrap(), Taken::Over);
+        assert_eq!(*sink.0.lock().unwrap(), [[7]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        mgs.call(join(0)).await.unwrap();
+        mgs.call(join(1)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        mgs.lose_silent(NodeIndex::new(0), Duration::from_secs(10));
+        assert_eq!(mgs.lost(), []);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        mgs.lose_silent(NodeIndex::new(0), Duration::from_secs(10));
+        assert_eq!(mgs.lost(), [NodeIndex::new(1)]);
+        let answer = mgs.call(barrier(0, 0)).await;
+        assert!(matches!(answer, Ok(MgsReply::Barrier(Waited::Failed(failure))) if failure.code == Code::NodeMissing));
+    }
+}

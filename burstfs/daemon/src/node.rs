@@ -1,0 +1,203 @@
+//! One node's roles, brought up: from the description to a served namespace.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use burstfs_client::fs::{ClientFs, Node as ClientNode, RemoteNode, Targets as ClientTargets};
+use burstfs_client::fuse::{self, FuseConfig, FuseSession};
+use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
+use burstfs_mgs::Identity as InstanceIdentity;
+use burstfs_net::{
+    ChannelLimits, Client, Identity, Munge, ServerConfig, ServerHandle, ServerLimits, Tcp, TcpConfig, XidSource, serve,
+};
+use burstfs_node::description::InstanceDescription;
+use burstfs_oss::{Options, Ost};
+use burstfs_proto::hello::Role;
+use burstfs_proto::mgs::{Join, Map};
+use burstfs_types::{ClientId, Code, Failure, MdtIndex, NodeIndex};
+use tokio::sync::watch;
+
+use crate::directory::Directory;
+use crate::links::{Links, RPC_TIMEOUT, Remover};
+use crate::mgs::MgsDriver;
+use crate::rendezvous;
+use crate::roles::{Roles, Targets};
+
+/// Object files that an OST keeps open.
+const OPEN_FILES_MAX: usize = 4096;
+
+/// A node that has joined.
+pub(crate) struct Node {
+    pub(crate) directory: Directory,
+    pub(crate) fs: Arc<ClientFs>,
+    pub(crate) map_generation: u64,
+    /// The object target of this node.
+    pub(crate) ost: Arc<Ost>,
+    /// The numbers of this node's requests.
+    pub(crate) xids: XidSource,
+    /// Answers the others for as long as it lives.
+    _server: ServerHandle,
+}
+
+/// The way to the MGS, before the node has joined.
+pub(crate) struct Joining {
+    pub(crate) directory: Directory,
+    address: SocketAddr,
+    tcp: Arc<Tcp>,
+    server: ServerHandle,
+    targets: watch::Sender<Option<Targets>>,
+}
+
+/// Listens, and finds the MGS (or is it).
+pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<Joining, Failure> {
+    let here =
+        |error: anyhow::Error| Failure::new(Code::DaemonFailed, format!("{}: {error:#}", description.node_name()));
+    let tcp = Arc::new(Tcp::new(TcpConfig::default()));
+    let listener = rendezvous::listen(&tcp, description).await.map_err(here)?;
+    let port = listener.address().port();
+    let own = NodeIndex::new(description.node_index);
+    let mgs = match description.node_index {
+        0 => Some(Arc::new(open_mgs(description).map_err(here)?)),
+        _ => None,
+    };
+    let (targets, opened) = watch::channel(None);
+    let config = ServerConfig {
+        instance: description.instance.clone(),
+        uid: description.uid,
+        auth: Arc::new(Munge::new()),
+        limits: ServerLimits::default(),
+    };
+    let server = serve(listener, config, Arc::new(Roles::new(opened, mgs.clone())));
+    let id = ClientId { node: own, incarnation: description.incarnation };
+    let (directory, address) = match mgs {
+        Some(mgs) => {
+            let ip = rendezvous::resolve(&description.nodes[0]).await.map_err(here)?;
+            (Directory::Own(mgs, XidSource::new(id)), SocketAddr::new(ip, port))
+        }
+        None => {
+            // An id of its own: a long poll stays unanswered for long, and would keep the MDTs' reply caches full.
+            let channel = rendezvous::find(&client(description, &tcp, id), description).await?;
+            let ip = rendezvous::own_ip_towards(channel.address()).map_err(here)?;
+            (Directory::Remote(channel), SocketAddr::new(ip, port))
+        }
+    };
+    Ok(Joining { directory, address, tcp, server, targets })
+}
+
+impl Joining {
+    /// Joins, opens the targets meanwhile, and builds the client over all nodes.
+    pub(crate) async fn join(self, description: &InstanceDescription) -> Result<Node, Failure> {
+        let own = NodeIndex::new(description.node_index);
+        let id = ClientId { node: own, incarnation: description.incarnation.saturating_add(1) };
+        let client = client(description, &self.tcp, id);
+        let links = Links::new(client.clone());
+        let opened = tokio::task::spawn_blocking({
+            let (description, links) = (description.clone(), links.clone());
+            move || open_targets(&description, links)
+        });
+        let join = Join { node: own, incarnation: description.incarnation, address: self.address };
+        let mut map = self.directory.join(join).await?;
+        let here =
+            |error: anyhow::Error| Failure::new(Code::DaemonFailed, format!("{}: {error:#}", description.node_name()));
+        let targets = opened.await.context("opening the targets").and_then(|opened| opened).map_err(here)?;
+        reach_node_0_as_the_mgs(&mut map, &self.directory);
+        links.set_map(&map);
+        self.targets.send_replace(Some(targets.clone()));
+        spawn_destroyer(own, &targets, &links);
+        Ok(Node {
+            fs: Arc::new(client_fs(own, &map, &targets, &client)),
+            directory: self.directory,
+            map_generation: map.generation,
+            xids: client.xids().clone(),
+            ost: targets.ost,
+            _server: self.server,
+        })
+    }
+}
+
+/// Where node 0 says that it is may be an address that only it can use (`127.0.1.1` of its own host file); this node has
+/// reached it at the MGS's.
+fn reach_node_0_as_the_mgs(map: &mut Map, directory: &Directory) {
+    if let (Directory::Remote(channel), Some(first)) = (directory, map.nodes.first_mut()) {
+        first.address = channel.address();
+    }
+}
+
+impl Node {
+    /// Serves the mount.
+    pub(crate) async fn serve(&self, device: OwnedFd) -> Result<FuseSession, Failure> {
+        let (fs, runtime) = (self.fs.clone(), tokio::runtime::Handle::current());
+        let session =
+            tokio::task::spawn_blocking(move || fuse::serve(fs, device, FuseConfig::default(), runtime)).await;
+        let served = session.map_err(std::io::Error::other).and_then(|session| session);
+        served.map_err(|error| Failure::new(Code::MountFailed, format!("the kernel's FUSE: {error}")))
+    }
+}
+
+fn open_mgs(description: &InstanceDescription) -> anyhow::Result<MgsDriver> {
+    let nodes = description.nodes.len() as u64;
+    let identity = InstanceIdentity {
+        instance: description.instance.to_string(),
+        name: description.spec.create.name.as_str().to_owned(),
+        user: description.user.clone(),
+        hosts: description.nodes.clone(),
+        capacity: description.capacity_bytes.saturating_mul(nodes),
+    };
+    MgsDriver::open(&description.data_dir.join("mgs"), identity, description.incarnation)
+}
+
+fn client(description: &InstanceDescription, tcp: &Arc<Tcp>, id: ClientId) -> Client {
+    let identity = Identity {
+        instance: description.instance.clone(),
+        uid: description.uid,
+        role: Role::Node(id),
+        auth: Arc::new(Munge::new()),
+    };
+    Client::new(tcp.clone(), identity, XidSource::new(id), ChannelLimits::default())
+}
+
+fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Result<Targets> {
+    let engine = open_engine(&description.data_dir.join("mdt"))?;
+    let config = MdtConfig {
+        mdt: MdtIndex::new(description.node_index),
+        mdts: u16::try_from(description.nodes.len()).context("too many nodes")?,
+        root_uid: description.uid,
+        root_gid: description.gid,
+        root_mode: 0o700,
+    };
+    let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links), Arc::new(SystemClock)).context("MDT")?;
+    let options = Options { capacity_bytes: description.capacity_bytes, open_files_max: OPEN_FILES_MAX };
+    let ost = Ost::open(&description.data_dir.join("ost"), options).context("OST")?;
+    Ok(Targets { mdt: Arc::new(mdt), ost: Arc::new(ost) })
+}
+
+fn open_engine(dir: &Path) -> anyhow::Result<RocksEngine> {
+    RocksEngine::open(dir).with_context(|| format!("MDT in {}", dir.display()))
+}
+
+fn client_fs(own: NodeIndex, map: &Map, targets: &Targets, client: &Client) -> ClientFs {
+    let nodes = (0_u16..).map(NodeIndex::new).zip(&map.nodes).map(|(node, there)| {
+        if node == own {
+            ClientNode::Local { mds: targets.mdt.clone(), oss: targets.ost.clone() }
+        } else {
+            ClientNode::Remote(RemoteNode::new(client, there.address, RPC_TIMEOUT))
+        }
+    });
+    ClientFs::new(ClientTargets::new(nodes.collect(), client.xids().clone()), own)
+}
+
+/// Objects of removed files go in the background, for as long as the daemon lives.
+fn spawn_destroyer(own: NodeIndex, targets: &Targets, links: &Links) {
+    let remover = Remover { own, links: links.clone(), ost: targets.ost.clone() };
+    let mdt = targets.mdt.clone();
+    tokio::spawn(async move { mdt.run_destroyer(&remover).await });
+}
+
+/// Until when all nodes must have joined.
+pub(crate) fn start_timeout(description: &InstanceDescription) -> Duration {
+    Duration::from_millis(description.timeouts.start_ms)
+}

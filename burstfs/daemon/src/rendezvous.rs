@@ -1,0 +1,144 @@
+//! How the nodes of an instance find one another: node 0 listens on one of the instance's ports, the others look there.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use burstfs_mgs::ports;
+use burstfs_net::{Channel, Client, Deadline, Listener, RpcError, Tcp, Transport};
+use burstfs_node::description::InstanceDescription;
+use burstfs_proto::hello::Refusal;
+use burstfs_types::{Code, Failure};
+
+/// One attempt to connect: a host that is up answers or refuses within this.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// Between two rounds over the ports: the first pause, and the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+const PAUSE_LAST: Duration = Duration::from_millis(200);
+/// Where a daemon notes its port, so that its next life answers at the same address.
+const PORT_FILE: &str = "port";
+
+/// Opens the socket of this node's services: on node 0 at one of the instance's ports, elsewhere at any. A daemon that
+/// was started again takes the port of the one before, since the map names it.
+pub(crate) async fn listen(tcp: &Tcp, description: &InstanceDescription) -> anyhow::Result<Box<dyn Listener>> {
+    let any = unspecified(resolve(&description.nodes[0]).await.ok());
+    let port_file = description.data_dir.join(PORT_FILE);
+    if let Some(port) = noted_port(&port_file).filter(|_| description.restarted) {
+        return tcp.bind(SocketAddr::new(any, port)).await.with_context(|| format!("port {port} of the life before"));
+    }
+    let listener = match description.node_index {
+        0 => bind_first_free(tcp, any, description).await?,
+        _ => tcp.bind(SocketAddr::new(any, 0)).await.context("cannot listen")?,
+    };
+    let port = listener.address().port().to_string();
+    std::fs::write(&port_file, port).with_context(|| format!("{}", port_file.display()))?;
+    Ok(listener)
+}
+
+async fn bind_first_free(
+    tcp: &Tcp,
+    any: IpAddr,
+    description: &InstanceDescription,
+) -> anyhow::Result<Box<dyn Listener>> {
+    let network = &description.network;
+    let mut last = None;
+    for port in ports::sequence(&description.instance, network.mgs_port_base, network.mgs_port_count) {
+        match tcp.bind(SocketAddr::new(any, port)).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some((port, error)),
+        }
+    }
+    let (port, error) = last.context("the configuration names no port for the MGS")?;
+    Err(error).with_context(|| format!("none of the instance's ports is free, the last was {port}"))
+}
+
+fn noted_port(file: &Path) -> Option<u16> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// The channel to the MGS on node 0. Looks until it is found; the caller bounds the time. An error is final: somebody
+/// is there who is not who he should be.
+pub(crate) async fn find(client: &Client, description: &InstanceDescription) -> Result<Channel, Failure> {
+    let host = &description.nodes[0];
+    let mut pause = PAUSE_FIRST;
+    loop {
+        match resolve(host).await {
+            Ok(address) => {
+                if let Some(channel) = look(client, description, address).await? {
+                    return Ok(channel);
+                }
+            }
+            Err(error) => tracing::debug!("{host}: {error:#}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_LAST);
+    }
+}
+
+async fn look(client: &Client, description: &InstanceDescription, ip: IpAddr) -> Result<Option<Channel>, Failure> {
+    let network = &description.network;
+    for port in ports::sequence(&description.instance, network.mgs_port_base, network.mgs_port_count) {
+        match client.connect_once(SocketAddr::new(ip, port), Deadline::after(ATTEMPT)).await {
+            Ok(channel) => return Ok(Some(channel)),
+            Err(error) if is_somebody_else(&error) => {}
+            Err(error) => {
+                let host = &description.nodes[0];
+                return Err(Failure::new(Code::Identity, format!("{host}, port {port}: {error}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the next port may be the right one, or this one a little later.
+fn is_somebody_else(error: &RpcError) -> bool {
+    match error {
+        RpcError::Refused(refusal) => match refusal {
+            // Another instance of another user refuses the uid, or the credential made for this instance.
+            Refusal::Magic | Refusal::Instance | Refusal::Busy => true,
+            Refusal::Version { .. } | Refusal::Uid(_) | Refusal::Credential(_) => false,
+        },
+        RpcError::Unreachable(_) | RpcError::Timeout(_) | RpcError::Closed | RpcError::Protocol(_) => true,
+        RpcError::Unauthenticated(_) | RpcError::Errno(_) => false,
+    }
+}
+
+/// The first address of a host.
+pub(crate) async fn resolve(host: &str) -> anyhow::Result<IpAddr> {
+    let mut addresses = tokio::net::lookup_host((host, 0)).await.with_context(|| format!("{host} has no address"))?;
+    let first = addresses.next().with_context(|| format!("{host} has no address"))?;
+    Ok(first.ip())
+}
+
+fn unspecified(like: Option<IpAddr>) -> IpAddr {
+    match like {
+        Some(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+        Some(IpAddr::V4(_)) | None => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The address of this node on the way to `peer`: what the others on that network can reach it by. Sends nothing.
+pub(crate) fn own_ip_towards(peer: SocketAddr) -> anyhow::Result<IpAddr> {
+    let socket = UdpSocket::bind(SocketAddr::new(unspecified(Some(peer.ip())), 0)).context("own address")?;
+    socket.connect(peer).with_context(|| format!("no way to {peer}"))?;
+    Ok(socket.local_addr().context("own address")?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_this_machine_is_this_machine() {
+        let ip = own_ip_towards(SocketAddr::from(([127, 0, 0, 1], 9))).unwrap();
+        assert!(ip.is_loopback());
+    }
+
+    #[test]
+    fn strangers_are_passed_by_and_impostors_are_not() {
+        assert!(is_somebody_else(&RpcError::Refused(Refusal::Instance)));
+        assert!(is_somebody_else(&RpcError::Unreachable(std::io::ErrorKind::ConnectionRefused)));
+        assert!(!is_somebody_else(&RpcError::Refused(Refusal::Uid(7))));
+    }
+}

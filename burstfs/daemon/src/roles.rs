@@ -1,0 +1,132 @@
+//! The services of this node, for every other node: which request goes to which role, and who may ask.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use burstfs_mds::Mdt;
+use burstfs_net::{Handler, Peer};
+use burstfs_oss::Ost;
+use burstfs_proto::DecodeError;
+use burstfs_proto::hello::Role;
+use burstfs_proto::mds::MdsRequest;
+use burstfs_proto::mgs::MgsRequest;
+use burstfs_proto::oss::OssRequest;
+use burstfs_proto::service::{Bulk, Caller, MetadataService, ObjectService};
+use burstfs_proto::stage::StageRequest;
+use burstfs_types::Errno;
+use tokio::sync::watch;
+
+use crate::mgs::MgsDriver;
+
+/// Transfers up to this size are done on the thread that has the request: handing it over would cost more than a copy
+/// from or to the page cache.
+const SMALL_IO_BYTES: usize = 64 << 10;
+
+/// The targets of this node.
+#[derive(Clone)]
+pub(crate) struct Targets {
+    pub(crate) mdt: Arc<Mdt>,
+    pub(crate) ost: Arc<Ost>,
+}
+
+/// Answers what comes over the network. The targets are opened while the node joins, so they may be a moment away.
+pub(crate) struct Roles {
+    targets: watch::Receiver<Option<Targets>>,
+    mgs: Option<Arc<MgsDriver>>,
+}
+
+impl Roles {
+    /// `mgs` on node 0.
+    pub(crate) fn new(targets: watch::Receiver<Option<Targets>>, mgs: Option<Arc<MgsDriver>>) -> Roles {
+        Roles { targets, mgs }
+    }
+
+    async fn targets(&self) -> Result<Targets, Errno> {
+        let mut targets = self.targets.clone();
+        let opened = targets.wait_for(Option::is_some).await.map_err(|_| Errno::EIO)?;
+        opened.clone().ok_or(Errno::EIO)
+    }
+
+    fn mgs(&self) -> Result<&MgsDriver, Errno> {
+        self.mgs.as_deref().ok_or(Errno::ENXIO)
+    }
+
+    async fn call_oss(&self, caller: Caller, request: OssRequest, bulk: &mut dyn Bulk) -> Result<Vec<u8>, Errno> {
+        let ost = self.targets().await?.ost;
+        let is_long = match &request {
+            OssRequest::Read(_) | OssRequest::Write(_) | OssRequest::Append(_) => {
+                bulk.source_len().max(bulk.sink_len()) > SMALL_IO_BYTES
+            }
+            OssRequest::Sync(_) | OssRequest::Remove(_) | OssRequest::Truncate(_) | OssRequest::Allocate(_) => true,
+            OssRequest::Glimpse(_) | OssRequest::SetTimes(_) | OssRequest::Seek(_) | OssRequest::Statfs(_) => false,
+        };
+        if !is_long {
+            return ost.call(caller, request, bulk).await.map(|reply| reply.encode());
+        }
+        // The OST finishes without waiting, so blocking on it is only the I/O itself.
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| runtime.block_on(ost.call(caller, request, bulk))).map(|reply| reply.encode())
+    }
+}
+
+#[async_trait]
+impl Handler for Roles {
+    async fn handle(
+        &self,
+        peer: &Peer,
+        caller: Caller,
+        opcode: u16,
+        body: &[u8],
+        bulk: &mut dyn Bulk,
+    ) -> Result<Vec<u8>, Errno> {
+        let refused = |error: DecodeError| {
+            tracing::warn!("a request of {:?} is refused: {error}", peer.role);
+            Errno::EPROTO
+        };
+        check_role(peer, opcode)?;
+        match opcode >> 8 {
+            1 => {
+                let request = MdsRequest::decode(opcode, body).map_err(refused)?;
+                self.targets().await?.mdt.call(caller, request).await.map(|reply| reply.encode())
+            }
+            2 => self.call_oss(caller, OssRequest::decode(opcode, body).map_err(refused)?, bulk).await,
+            3 => {
+                let request = MgsRequest::decode(opcode, body).map_err(refused)?;
+                self.mgs()?.call(request).await.map(|reply| reply.encode())
+            }
+            4 => {
+                let request = StageRequest::decode(opcode, body).map_err(refused)?;
+                self.mgs()?.call_stage(caller, request).await.map(|reply| reply.encode())
+            }
+            _ => Err(refused(DecodeError::UnknownOpcode(opcode))),
+        }
+    }
+}
+
+/// The `burstfs` command may ask how the instance is, and nothing else.
+fn check_role(peer: &Peer, opcode: u16) -> Result<(), Errno> {
+    use burstfs_proto::{Rpc, mgs::Status};
+    match peer.role {
+        Role::Node(_) => Ok(()),
+        Role::Command if opcode == Status::OPCODE => Ok(()),
+        Role::Command => Err(Errno::EACCES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burstfs_types::{ClientId, NodeIndex};
+
+    use super::*;
+
+    #[test]
+    fn a_command_may_only_ask_for_the_status() {
+        let client = ClientId { node: NodeIndex::new(0), incarnation: 1 };
+        let command = Peer { uid: 7, role: Role::Command, client };
+        let node = Peer { role: Role::Node(client), ..command };
+        for (opcode, expected) in [(0x0306, Ok(())), (0x0301, Err(Errno::EACCES)), (0x0101, Err(Errno::EACCES))] {
+            assert_eq!(check_role(&command, opcode), expected);
+            assert_eq!(check_role(&node, opcode), Ok(()));
+        }
+    }
+}

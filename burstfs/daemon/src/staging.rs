@@ -1,0 +1,234 @@
+//! Stage-in and drain of this node: the engine of `burstfs-stager` between the queue and the instance's file system, and
+//! on node 0 the ledger.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use burstfs_client::fs::{ClientFs, Credentials};
+use burstfs_node::description::InstanceDescription;
+use burstfs_proto::stage::{Direction, Item};
+use burstfs_spec::JobSpec;
+use burstfs_stager::{
+    Cancel, Config, Engine, Header, InstanceTree, Ledger, Outcome, Progress, RetryPolicy, StageJob, seed,
+};
+use burstfs_types::{Code, Failure, NodeIndex, hostlist};
+
+use crate::directory::{Directory, Work};
+use crate::job;
+use crate::mgs::{MgsDriver, StageSink};
+use crate::tree::Tree;
+
+/// Items that one node works on at a time.
+const WORKERS: usize = 4;
+
+/// The staging of one node.
+pub(crate) struct Staging {
+    description: Arc<InstanceDescription>,
+    directory: Directory,
+    tree: Arc<dyn InstanceTree>,
+    stage_dir: PathBuf,
+    spec: JobSpec,
+    /// Figures of the stage-in.
+    pub(crate) progress_in: Arc<Progress>,
+    /// Figures of the drain.
+    pub(crate) progress_out: Arc<Progress>,
+}
+
+impl Staging {
+    /// Prepares; nothing moves yet. `spec` has its variables replaced.
+    pub(crate) fn new(
+        description: Arc<InstanceDescription>,
+        directory: Directory,
+        fs: Arc<ClientFs>,
+        spec: JobSpec,
+    ) -> std::io::Result<Staging> {
+        let stage_dir = description.data_dir.join("stage");
+        std::fs::create_dir_all(&stage_dir)?;
+        let owner = Credentials { uid: description.uid, gid: description.gid };
+        Ok(Staging {
+            tree: Arc::new(Tree::new(fs, owner)),
+            description,
+            directory,
+            stage_dir,
+            spec,
+            progress_in: Arc::default(),
+            progress_out: Arc::default(),
+        })
+    }
+
+    /// Whether the job asked for this direction.
+    pub(crate) fn has_work(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::In => !self.spec.stage_in.is_empty(),
+            Direction::Out => !self.spec.stage_out.is_empty(),
+        }
+    }
+
+    /// Does this node's part of a direction, until all nodes are done. On node 0 returns how it ended.
+    pub(crate) async fn run(&self, direction: Direction, cancel: Cancel) -> Result<Option<Conclusion>, Failure> {
+        let jobs = self.jobs(direction)?;
+        let began = SystemTime::now();
+        let ledger = match &self.directory {
+            Directory::Own(mgs, _) => Some((mgs.clone(), self.begin(mgs, direction, &jobs)?)),
+            Directory::Remote(_) => None,
+        };
+        let worked = self.work(direction, jobs, cancel).await;
+        let Some((mgs, ledger)) = ledger else { return worked.map(|()| None) };
+        let mut problems: Vec<String> = mgs.lost().into_iter().map(|node| self.lost(node)).collect();
+        problems.extend(worked.err().map(|failure| failure.to_string()));
+        let outcome = ledger.finish(self.tree.clone(), &problems).await;
+        Ok(Some(Conclusion { ledger, outcome, began }))
+    }
+
+    fn begin(&self, mgs: &MgsDriver, direction: Direction, jobs: &[StageJob]) -> Result<Arc<Ledger>, Failure> {
+        let ledger = Ledger::create(&self.stage_dir, direction, jobs.to_vec())
+            .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        let ledger = Arc::new(ledger);
+        mgs.seed(direction, seed(jobs, attempt()), Arc::new(Sink(ledger.clone())));
+        Ok(ledger)
+    }
+
+    async fn work(&self, direction: Direction, jobs: Vec<StageJob>, cancel: Cancel) -> Result<(), Failure> {
+        let progress = match direction {
+            Direction::In => self.progress_in.clone(),
+            Direction::Out => self.progress_out.clone(),
+        };
+        let node = NodeIndex::new(self.description.node_index);
+        let config = Config {
+            node,
+            nodes: u16::try_from(self.description.nodes.len()).unwrap_or(u16::MAX),
+            job_id: self.description.instance.job_id(),
+            workers: WORKERS,
+            stage_dir: self.stage_dir.clone(),
+            mount: self.description.mount.as_os_str().as_encoded_bytes().to_vec(),
+            retry: RetryPolicy::default(),
+        };
+        let code = match direction {
+            Direction::In => Code::StageInFailed,
+            Direction::Out => Code::DrainIncomplete,
+        };
+        let queue = Work { directory: self.directory.clone(), node, incarnation: self.description.incarnation };
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::new(code, format!("{}: {error}", self.description.node_name()));
+        let engine = Engine::open(direction, jobs, self.tree.clone(), config, progress, cancel)
+            .map_err(|error| failed(&error))?;
+        engine.run(Arc::new(queue)).await.map_err(|error| failed(&error))
+    }
+
+    fn jobs(&self, direction: Direction) -> Result<Vec<StageJob>, Failure> {
+        let jobs = match direction {
+            Direction::In => self.spec.stage_in.iter().map(StageJob::try_from).collect::<Result<_, _>>(),
+            Direction::Out => self.spec.stage_out.iter().map(StageJob::try_from).collect(),
+        };
+        jobs.map_err(|error: burstfs_spec::SpecError| error.failure())
+    }
+
+    fn lost(&self, node: NodeIndex) -> String {
+        let host = self.description.nodes.get(usize::from(node.get())).map_or("?", String::as_str);
+        format!("{host} was lost, with what it held")
+    }
+
+    /// Writes receipt and report of a drain next to the job's output.
+    pub(crate) fn write_receipt(&self, conclusion: &Conclusion) -> Result<PathBuf, Failure> {
+        let description = &self.description;
+        let header = Header {
+            instance: description.instance.to_string(),
+            job_id: description.instance.job_id(),
+            user: description.user.clone(),
+            began: humantime::format_rfc3339_seconds(conclusion.began).to_string(),
+            ended: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        };
+        let dir = output_dir(description.stdout.as_deref(), &description.work_dir);
+        conclusion
+            .ledger
+            .write_receipt(&header, &dir)
+            .map_err(|error| Failure::new(Code::ReceiptFailed, format!("the receipt cannot be written: {error}")))
+    }
+}
+
+/// How a direction ended, on node 0.
+pub(crate) struct Conclusion {
+    ledger: Arc<Ledger>,
+    /// The result.
+    pub(crate) outcome: Outcome,
+    began: SystemTime,
+}
+
+struct Sink(Arc<Ledger>);
+
+impl StageSink for Sink {
+    fn records(&self, _direction: Direction, records: Vec<Vec<u8>>) {
+        self.0.accept(&records);
+    }
+
+    fn undoable(&self, _direction: Direction, items: Vec<Item>) {
+        self.0.give_up(&items, "its node was lost");
+    }
+}
+
+/// Tells attempts of the same job apart.
+fn attempt() -> u32 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_secs() as u32
+}
+
+/// The directory of the job's output: where its user looks.
+fn output_dir(stdout: Option<&Path>, work_dir: &Path) -> PathBuf {
+    let parent = stdout.and_then(Path::parent).unwrap_or(Path::new(""));
+    // A pattern in a directory's name is known to Slurm only.
+    let dir = if parent.as_os_str().as_encoded_bytes().contains(&b'%') { Path::new("") } else { parent };
+    let dir = work_dir.join(dir);
+    // A job whose output goes to /dev/null still gets its receipt.
+    if dir.starts_with("/dev") { work_dir.to_owned() } else { dir }
+}
+
+/// Replaces the variables of the request's paths. Slurm is asked only for what the paths need.
+pub(crate) async fn bind(description: &InstanceDescription) -> Result<JobSpec, Failure> {
+    let values = burstfs_spec::Values {
+        job_id: Some(description.instance.job_id().to_string()),
+        user: Some(description.user.clone()),
+        env_user: Some(description.user.clone()),
+        work_dir: description.work_dir.to_str().map(str::to_owned),
+        submit_dir: description.work_dir.to_str().map(str::to_owned),
+        ..burstfs_spec::Values::default()
+    };
+    let bound = description.spec.bind(&values).map_err(|error| error.failure())?;
+    let is_resolved = |spec: &JobSpec| {
+        spec.stage_in.iter().all(|stage| StageJob::try_from(stage).is_ok())
+            && spec.stage_out.iter().all(|stage| StageJob::try_from(stage).is_ok())
+    };
+    if is_resolved(&bound) {
+        return Ok(bound);
+    }
+    let slurm_conf = description.slurm_conf.as_deref();
+    let names = job::names(description.instance.job_id(), slurm_conf).await.unwrap_or_default();
+    let values = burstfs_spec::Values {
+        job_name: names.job_name,
+        array_job_id: names.array_job_id.or_else(|| values.job_id.clone()),
+        array_task_id: names.array_task_id,
+        ..values
+    };
+    bound.bind(&values).map_err(|error| error.failure())
+}
+
+/// The hosts as `BURSTFS_SERVERS` has them.
+pub(crate) fn servers(description: &InstanceDescription) -> String {
+    hostlist::compress(&description.nodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_receipt_goes_where_the_output_goes() {
+        let dir = |stdout: Option<&str>| output_dir(stdout.map(Path::new), Path::new("/home/a"));
+        assert_eq!(dir(None), Path::new("/home/a"));
+        assert_eq!(dir(Some("slurm-%j.out")), Path::new("/home/a"));
+        assert_eq!(dir(Some("logs/slurm-7.out")), Path::new("/home/a/logs"));
+        assert_eq!(dir(Some("/scratch/%x/out")), Path::new("/home/a"));
+        assert_eq!(dir(Some("/dev/null")), Path::new("/home/a"));
+        assert_eq!(dir(Some("/lus/out/7")), Path::new("/lus/out"));
+    }
+}

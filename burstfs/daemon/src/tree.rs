@@ -1,0 +1,178 @@
+//! The instance's file system as the stager needs it, over the client.
+//!
+//! Owns the stager's open files. The stager works as the job's user inside the user's own instance, so nothing is checked
+//! here that the kernel would check for a process of the job.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use burstfs_client::fs::{
+    AttrChange, ClientFs, Credentials, FsError, NewFile, OpenFile, Opened as ClientOpened, WriteData,
+};
+use burstfs_proto::mds::{SetTime, XattrMode};
+use burstfs_proto::oss::SeekTarget;
+use burstfs_stager::{Change, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
+use burstfs_types::{Attr, Errno, Ino, Layout, Name, NodeIndex};
+
+/// The instance, for the stager of one node.
+pub(crate) struct Tree {
+    fs: Arc<ClientFs>,
+    owner: Credentials,
+    open: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    next_handle: AtomicU64,
+}
+
+impl Tree {
+    /// What the stager makes belongs to `owner`.
+    pub(crate) fn new(fs: Arc<ClientFs>, owner: Credentials) -> Tree {
+        Tree { fs, owner, open: Mutex::default(), next_handle: AtomicU64::new(1) }
+    }
+
+    fn file(&self, handle: TreeHandle) -> Result<Arc<OpenFile>, Errno> {
+        self.lock().get(&handle.0).cloned().ok_or(Errno::EBADF)
+    }
+
+    fn keep(&self, opened: ClientOpened) -> Opened {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(handle, Arc::new(opened.file));
+        Opened { handle: TreeHandle(handle), attr: opened.attr }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn errno(error: FsError) -> Errno {
+    error.errno()
+}
+
+fn ino(attr: Attr) -> Ino {
+    attr.ino
+}
+
+#[async_trait]
+impl InstanceTree for Tree {
+    fn place(&self, ino: Ino, layout: Option<&Layout>) -> Option<NodeIndex> {
+        // Node n serves MDT n and OST n.
+        let index = layout.map_or(ino.mdt().get(), |layout| layout.osts()[0].get());
+        Some(NodeIndex::new(index))
+    }
+
+    async fn lookup(&self, dir: Ino, name: &Name) -> Result<Ino, Errno> {
+        self.fs.lookup(dir, name.as_bytes()).await.map(ino).map_err(errno)
+    }
+
+    async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
+        self.fs.getattr(ino).await.map_err(errno)
+    }
+
+    async fn setattr(&self, ino: Ino, change: Change) -> Result<(), Errno> {
+        let change = AttrChange {
+            mode: change.mode,
+            uid: change.uid,
+            gid: change.gid,
+            atime: change.atime.map(SetTime::At),
+            mtime: change.mtime.map(SetTime::At),
+            ..AttrChange::default()
+        };
+        self.fs.setattr(ino, change).await.map(drop).map_err(errno)
+    }
+
+    async fn readdir(&self, dir: Ino, cookie: u64, max: u32) -> Result<Page, Errno> {
+        let listing = self.fs.readdir_plus(dir, cookie, max).await.map_err(errno)?;
+        let entries = listing.entries.into_iter().map(|entry| PageEntry {
+            name: entry.name,
+            ino: entry.ino,
+            kind: entry.kind,
+            attr: entry.attr,
+            cookie: entry.cookie,
+        });
+        Ok(Page { entries: entries.collect(), is_end: listing.is_end })
+    }
+
+    async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Errno> {
+        self.fs.readlink(ino).await.map_err(errno)
+    }
+
+    async fn mkdir(&self, dir: Ino, name: &Name, mode: u16) -> Result<Ino, Errno> {
+        self.fs.mkdir(dir, name.as_bytes(), mode, self.owner).await.map(ino).map_err(errno)
+    }
+
+    async fn symlink(&self, dir: Ino, name: &Name, target: &[u8]) -> Result<Ino, Errno> {
+        self.fs.symlink(dir, name.as_bytes(), target, self.owner).await.map(ino).map_err(errno)
+    }
+
+    async fn link(&self, ino: Ino, dir: Ino, name: &Name) -> Result<(), Errno> {
+        self.fs.link(ino, dir, name.as_bytes()).await.map(drop).map_err(errno)
+    }
+
+    async fn unlink(&self, dir: Ino, name: &Name) -> Result<(), Errno> {
+        self.fs.unlink(dir, name.as_bytes()).await.map_err(errno)
+    }
+
+    async fn open(&self, ino: Ino) -> Result<Opened, Errno> {
+        self.fs.open(ino, false).await.map(|opened| self.keep(opened)).map_err(errno)
+    }
+
+    async fn create(&self, dir: Ino, name: &Name, mode: u16) -> Result<Opened, Errno> {
+        let new = NewFile { mode, owner: self.owner, exclusive: false, truncate: true, layout: None };
+        self.fs.create(dir, name.as_bytes(), new).await.map(|opened| self.keep(opened)).map_err(errno)
+    }
+
+    async fn read_at(&self, handle: TreeHandle, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
+        let file = self.file(handle)?;
+        self.fs.read_into(&file, offset, into).await.map_err(errno)
+    }
+
+    async fn next_data(&self, handle: TreeHandle, offset: u64) -> Result<Option<Extent>, Errno> {
+        let file = self.file(handle)?;
+        let start = match self.fs.seek(&file, SeekTarget::Data, offset).await {
+            Ok(start) => start,
+            Err(error) if error.errno() == Errno::ENXIO => return Ok(None),
+            Err(error) => return Err(error.errno()),
+        };
+        let end = self.fs.seek(&file, SeekTarget::Hole, start).await.map_err(errno)?;
+        Ok(Some(Extent { start, end }))
+    }
+
+    async fn write_at(&self, handle: TreeHandle, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let file = self.file(handle)?;
+        self.fs.write(&file, offset, WriteData::Lent(data), false).await.map_err(errno)
+    }
+
+    async fn truncate(&self, handle: TreeHandle, size: u64) -> Result<(), Errno> {
+        let file = self.file(handle)?;
+        let change = AttrChange { size: Some(size), ..AttrChange::default() };
+        self.fs.setattr(file.ino(), change).await.map(drop).map_err(errno)
+    }
+
+    async fn fsync(&self, handle: TreeHandle) -> Result<(), Errno> {
+        let file = self.file(handle)?;
+        self.fs.fsync(&file, false).await.map_err(errno)
+    }
+
+    async fn close(&self, handle: TreeHandle) -> Result<(), Errno> {
+        let file = self.lock().remove(&handle.0).ok_or(Errno::EBADF)?;
+        self.fs.close(&file).await.map_err(errno)
+    }
+
+    async fn list_xattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>, Errno> {
+        self.fs.listxattr(ino).await.map_err(errno)
+    }
+
+    async fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.fs.getxattr(ino, name).await.map_err(errno)
+    }
+
+    async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8]) -> Result<(), Errno> {
+        self.fs.setxattr(ino, name, value, XattrMode::Any).await.map_err(errno)
+    }
+
+    async fn space(&self) -> Result<Space, Errno> {
+        let space = self.fs.statfs().await.map_err(errno)?;
+        Ok(Space { capacity: space.capacity, available: space.available })
+    }
+}
