@@ -105,7 +105,7 @@ impl Bench {
         self.mdt = Some(Arc::new(Mdt::open(self.config, self.medium.open(), peers, clock).unwrap()));
     }
 
-    /// The next request of node 0's client.
+    /// The next request of node 0's client. It acknowledges nothing: it may wait for several at a time.
     pub fn caller(&mut self) -> Caller {
         self.caller_of(0, 1)
     }
@@ -113,7 +113,7 @@ impl Bench {
     pub fn caller_of(&mut self, node: u16, incarnation: u64) -> Caller {
         self.xid += 1;
         let client = ClientId { node: NodeIndex::new(node), incarnation };
-        Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(self.xid) }
+        Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(0) }
     }
 
     pub fn call(&mut self, request: impl Into<MdsRequest>) -> Result<MdsReply, Errno> {
