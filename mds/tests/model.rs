@@ -1,5 +1,7 @@
 //! Random sequences of operations against the model, on both engines.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod support;
 
 use std::collections::BTreeSet;

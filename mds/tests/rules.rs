@@ -1,5 +1,7 @@
 //! The rules of POSIX and of the protocol, one by one, in memory; the model runs them in every mixture on both engines.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod support;
 
 use burstfs_mds::MemoryEngine;

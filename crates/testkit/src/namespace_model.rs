@@ -203,7 +203,7 @@ struct Runner<'t> {
 impl Runner<'_> {
     fn step(&mut self, step: usize, op: &Op) -> Result<(), String> {
         // Times rise in nanoseconds over the end of a second.
-        let now = Timestamp { secs: 1 + step as i64 / 2, nanos: if step % 2 == 0 { 1 } else { 999_999_999 } };
+        let now = Timestamp { secs: 1 + step as i64 / 2, nanos: if step.is_multiple_of(2) { 1 } else { 999_999_999 } };
         self.target.set_now(now);
         self.model.now = now;
         match op {

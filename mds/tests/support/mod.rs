@@ -1,5 +1,6 @@
 //! What the tests of an MDT share: a clock that stands, engines that can be restarted, calls that must not wait.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this module")]
 
 use std::future::Future;
