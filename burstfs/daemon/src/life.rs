@@ -117,6 +117,7 @@ struct Life {
     staging: Arc<Staging>,
     supervisor: Supervisor,
     advances: Arc<AtomicU64>,
+    reporter: Arc<Reporter>,
 }
 
 async fn start(
@@ -172,14 +173,21 @@ async fn begin(
     let spec = staging::bind(&description).await?;
     let staging = Staging::new(description.clone(), node.directory.clone(), node.fs.clone(), spec);
     let staging = staging.map_err(|error| Failure::new(Code::DaemonFailed, format!("stage directory: {error}")))?;
-    let life = Life {
-        description,
-        node,
-        staging: Arc::new(staging),
+    let (staging, advances) = (Arc::new(staging), Arc::<AtomicU64>::default());
+    let reporter = Arc::new(Reporter {
+        node: NodeIndex::new(description.node_index),
+        directory: node.directory.clone(),
+        ost: node.ost.clone(),
+        xids: node.xids.clone(),
+        staging: staging.clone(),
         supervisor: supervisor.clone(),
-        advances: Arc::default(),
-    };
-    life.spawn_reporter();
+        advances: advances.clone(),
+    });
+    tokio::spawn({
+        let reporter = reporter.clone();
+        async move { reporter.run().await }
+    });
+    let life = Life { description, node, staging, supervisor: supervisor.clone(), advances, reporter };
     life.stage_in().await?;
     Ok(life)
 }
@@ -233,6 +241,7 @@ impl Life {
                 let failure = outcome.failure.unwrap_or_else(|| incomplete(Code::StageInFailed, &outcome.reasons));
                 return Err(failure);
             }
+            self.reporter.tell().await;
         }
         directory.barrier(self.own(), Phase::StagedIn, || self.advance()).await?;
         self.supervisor.say(DaemonMessage::State(State::Ready)).await;
@@ -310,7 +319,9 @@ impl Life {
         if !self.staging.has_work(Direction::Out) {
             return Ok(());
         }
-        let Some(conclusion) = self.staging.run(Direction::Out, Cancel::default()).await? else { return Ok(()) };
+        let conclusion = self.staging.run(Direction::Out, Cancel::default()).await;
+        self.reporter.tell().await;
+        let Some(conclusion) = conclusion? else { return Ok(()) };
         let receipt = {
             let staging = self.staging.clone();
             tokio::task::spawn_blocking(move || (staging.write_receipt(&conclusion), conclusion.outcome)).await
@@ -343,22 +354,9 @@ impl Life {
     fn advance(&self) {
         self.advances.fetch_add(1, Ordering::Relaxed);
     }
-
-    /// Tells the MGS and the supervisor how things stand, for as long as the daemon lives.
-    fn spawn_reporter(&self) {
-        let reporter = Reporter {
-            node: self.own(),
-            directory: self.node.directory.clone(),
-            ost: self.node.ost.clone(),
-            xids: self.node.xids.clone(),
-            staging: self.staging.clone(),
-            supervisor: self.supervisor.clone(),
-            advances: self.advances.clone(),
-        };
-        tokio::spawn(async move { reporter.run().await });
-    }
 }
 
+/// Tells the MGS and the supervisor how things stand.
 struct Reporter {
     node: NodeIndex,
     directory: Directory,
@@ -370,19 +368,20 @@ struct Reporter {
 }
 
 impl Reporter {
+    /// From time to time, for as long as the daemon lives.
     async fn run(&self) {
-        let mut said = Progress::default();
         loop {
-            let report = self.report().await;
-            let progress = self.progress(&report);
-            if progress != said {
-                self.supervisor.say(DaemonMessage::Progress(progress)).await;
-                said = progress;
-            }
-            if let Err(error) = self.directory.call(report).await {
-                tracing::debug!("the MGS does not hear this node's report: {error}");
-            }
+            self.tell().await;
             tokio::time::sleep(REPORT_INTERVAL).await;
+        }
+    }
+
+    /// Now: where a step has ended, so that its last figures are seen.
+    async fn tell(&self) {
+        let report = self.report().await;
+        self.supervisor.say(DaemonMessage::Progress(self.progress(&report))).await;
+        if let Err(error) = self.directory.call(report).await {
+            tracing::debug!("the MGS does not hear this node's report: {error}");
         }
     }
 
