@@ -74,13 +74,19 @@ fn hand_over(
     let ended = program::run(node, &arguments, &environment)
         .map_err(|error| Failure::new(Code::DaemonFailed, format!("{}: {error}", node.display())))?;
     for line in &ended.messages {
-        host.error(line);
+        if is_information(line) { host.info(line) } else { host.error(line) }
     }
     if ended.status.success() {
         return Ok(());
     }
     let code = if script == Script::Prolog { Code::DaemonFailed } else { Code::CleanFailed };
     Err(Failure::new(code, format!("{} {verb}: {}", node.display(), ended.status)))
+}
+
+/// Whether a line of burstfs-node's (`<time> LEVEL burstfs-node: ..`) only says what it did: nobody must look. What is not
+/// of this form may be a program's last words.
+fn is_information(line: &str) -> bool {
+    line.split(' ').nth(1) == Some("INFO")
 }
 
 /// Components of a heterogeneous job are jobs of their own, and would get a file system each. `het` is the id of the
@@ -117,6 +123,14 @@ mod tests {
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
         run(&host, script, &site.path().join("burstfs.toml"), &lookup);
         host.text()
+    }
+
+    #[test]
+    fn only_information_is_no_error() {
+        assert!(is_information("2026-11-22T18:37:23.663Z INFO burstfs-node: supervisor started"));
+        for line in ["2026-11-22T18:37:23.663Z WARN burstfs-node: x", "error while loading shared libraries", ""] {
+            assert!(!is_information(line), "{line}");
+        }
     }
 
     #[test]
