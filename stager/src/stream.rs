@@ -1,24 +1,23 @@
-//! Contents of files that are too large to hold, or have holes: read, hash and write at the same time.
+//! Contents of files that are too large to hold, or have holes: read, hash and write, a buffer at a time.
 //!
-//! The instance's side runs on the runtime's threads, the PFS's on the worker's own; a few buffers of 1 MiB are between
-//! them. The checksum is of the whole contents, holes as zeros, so that anybody can compute it again (`xxh128sum`).
+//! One thread does all three for a piece that fits in its core's cache: a piece that went from thread to thread would be
+//! fetched from memory for each. Both sides are files of this node as a rule (work is placed where the data is), and the
+//! kernel reads ahead and writes behind; what waits is overlapped by the other workers of the node. The checksum is of the
+//! whole contents, holes as zeros, so that anybody can compute it again (`xxh128sum`).
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
 use burstfs_types::Errno;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Context;
 use crate::error::{EntryError, OsError};
 use crate::pfs;
 use crate::progress::Progress;
-use crate::tree::{Extent, InstanceTree, TreeHandle};
+use crate::tree::{Extent, TreeHandle};
 
-const BUFFER_BYTES: usize = 1 << 20;
-const BUFFERS: usize = 3;
+/// Stays in the second-level cache of one core, and is large enough that a system call does not count.
+const BUFFER_BYTES: usize = 256 << 10;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Bytes that were shown as done; taken back when the copy fails.
@@ -79,60 +78,41 @@ impl Digest {
     }
 }
 
-struct Chunk {
-    offset: u64,
-    data: Vec<u8>,
-}
-
-/// Reads a file of the instance on the runtime: its data in order.
-fn read_tree(
+/// Hands the data of a file of the instance to `each`, in order.
+async fn read_tree(
     context: &Context,
     handle: TreeHandle,
     size: u64,
     skips_holes: bool,
-) -> mpsc::Receiver<Result<Chunk, EntryError>> {
-    let (sender, receiver) = mpsc::channel(BUFFERS);
-    let tree = context.tree.clone();
-    context.runtime.spawn(async move {
-        if let Err(error) = send_tree(&*tree, handle, size, skips_holes, &sender).await {
-            // The receiver went away: it has an error of its own.
-            let _ = sender.send(Err(error)).await;
-        }
-    });
-    receiver
-}
-
-async fn send_tree(
-    tree: &dyn InstanceTree,
-    handle: TreeHandle,
-    size: u64,
-    skips_holes: bool,
-    sender: &mpsc::Sender<Result<Chunk, EntryError>>,
+    mut each: impl FnMut(u64, &[u8]) -> Result<(), EntryError>,
 ) -> Result<(), EntryError> {
     let failed = |errno: Errno| EntryError::Source { what: "read", errno: errno.into() };
+    let mut buffer = vec![0; buffer_len(size)];
     let mut offset = 0;
     while offset < size {
         let extent = match skips_holes {
             false => Some(Extent { start: offset, end: size }),
-            true => tree.next_data(handle, offset).await.map_err(failed)?,
+            true => context.tree.next_data(handle, offset).await.map_err(failed)?,
         };
         let Some(extent) = extent else { return Ok(()) };
         let end = extent.end.min(size);
         offset = extent.start;
         while offset < end {
-            let mut data = vec![0; BUFFER_BYTES.min((end - offset) as usize)];
-            let got = tree.read_at(handle, offset, &mut data).await.map_err(failed)?;
-            if got < data.len() {
+            let want = buffer.len().min((end - offset) as usize);
+            let piece = &mut buffer[..want];
+            let got = context.tree.read_at(handle, offset, piece).await.map_err(failed)?;
+            if got < want {
                 return Err(EntryError::Changed);
             }
-            let chunk = Chunk { offset, data };
+            each(offset, piece)?;
             offset += got as u64;
-            if sender.send(Ok(chunk)).await.is_err() {
-                return Ok(());
-            }
         }
     }
     Ok(())
+}
+
+fn buffer_len(size: u64) -> usize {
+    usize::try_from(size).map_or(BUFFER_BYTES, |size| size.min(BUFFER_BYTES))
 }
 
 /// Copies a file out of the instance; its checksum, if wanted.
@@ -146,15 +126,15 @@ pub(crate) async fn copy_out(
 ) -> Result<Option<u128>, EntryError> {
     let mut shown = Shown { progress: &context.progress, bytes: 0 };
     let mut digest = Digest::new(is_hashed);
-    let mut chunks = read_tree(context, handle, size, skips_holes);
     let mut end = 0;
-    while let Some(chunk) = chunks.recv().await {
-        let chunk = chunk?;
-        digest.data(chunk.offset, &chunk.data);
-        pfs::write_at(target, chunk.offset, &chunk.data).map_err(EntryError::target("write"))?;
-        end = chunk.offset + chunk.data.len() as u64;
-        shown.add(chunk.data.len() as u64);
-    }
+    read_tree(context, handle, size, skips_holes, |offset, data| {
+        digest.data(offset, data);
+        pfs::write_at(target, offset, data).map_err(EntryError::target("write"))?;
+        end = offset + data.len() as u64;
+        shown.add(data.len() as u64);
+        Ok(())
+    })
+    .await?;
     if end < size {
         pfs::truncate(target, size).map_err(EntryError::target("write"))?;
     }
@@ -164,14 +144,14 @@ pub(crate) async fn copy_out(
 /// The checksum of a file of the instance, as the target of a copy.
 pub(crate) async fn checksum_in(context: &Context, handle: TreeHandle, size: u64) -> Result<Option<u128>, EntryError> {
     let mut digest = Digest::new(true);
-    let mut chunks = read_tree(context, handle, size, true);
-    while let Some(chunk) = chunks.recv().await {
-        let chunk = chunk.map_err(|error| match error {
-            EntryError::Source { errno, .. } => EntryError::Target { what: "read back", errno },
-            _ => EntryError::Target { what: "read back", errno: Errno::EIO.into() },
-        })?;
-        digest.data(chunk.offset, &chunk.data);
-    }
+    let read = read_tree(context, handle, size, true, |offset, data| {
+        digest.data(offset, data);
+        Ok(())
+    });
+    read.await.map_err(|error| match error {
+        EntryError::Source { errno, .. } => EntryError::Target { what: "read back", errno },
+        _ => EntryError::Target { what: "read back", errno: Errno::EIO.into() },
+    })?;
     Ok(digest.end(size))
 }
 
@@ -184,7 +164,7 @@ pub(crate) fn checksum_out(target: BorrowedFd<'_>, size: u64) -> Result<Option<u
 
 /// Hands the data of a PFS file to `each`, in order; where the file ends early, what there is.
 fn read_pfs(file: BorrowedFd<'_>, size: u64, mut each: impl FnMut(u64, &[u8])) -> Result<(), OsError> {
-    let mut buffer = vec![0; BUFFER_BYTES.min(usize::try_from(size).unwrap_or(BUFFER_BYTES))];
+    let mut buffer = vec![0; buffer_len(size)];
     let mut offset = 0;
     while offset < size {
         let Some(extent) = pfs::next_data(file, offset, size)? else { return Ok(()) };
@@ -203,42 +183,6 @@ fn read_pfs(file: BorrowedFd<'_>, size: u64, mut each: impl FnMut(u64, &[u8])) -
     Ok(())
 }
 
-/// An extent of the source at a time, several writes under way.
-struct Writes {
-    tree: Arc<dyn InstanceTree>,
-    handle: TreeHandle,
-    set: JoinSet<Result<(), Errno>>,
-}
-
-impl Writes {
-    async fn push(&mut self, offset: u64, data: Vec<u8>) -> Result<(), EntryError> {
-        while self.set.len() >= BUFFERS {
-            self.reap().await?;
-        }
-        let (tree, handle) = (self.tree.clone(), self.handle);
-        self.set.spawn(async move { tree.write_at(handle, offset, &data).await });
-        Ok(())
-    }
-
-    async fn reap(&mut self) -> Result<(), EntryError> {
-        let failed = |errno: Errno| EntryError::Target { what: "write", errno: errno.into() };
-        match self.set.join_next().await {
-            None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(errno))) => Err(failed(errno)),
-            Some(Err(_)) => Err(failed(Errno::EIO)),
-        }
-    }
-
-    /// Waits for all, also when one failed: the handle is closed next.
-    async fn end(mut self) -> Result<(), EntryError> {
-        let mut result = Ok(());
-        while !self.set.is_empty() {
-            result = result.and(self.reap().await);
-        }
-        result
-    }
-}
-
 /// Copies a file into the instance; its checksum, if wanted.
 pub(crate) async fn copy_in(
     context: &Context,
@@ -248,51 +192,37 @@ pub(crate) async fn copy_in(
     handle: TreeHandle,
     is_hashed: bool,
 ) -> Result<Option<u128>, EntryError> {
-    let mut writes = Writes { tree: context.tree.clone(), handle, set: JoinSet::new() };
-    let copied = send_pfs(context, source, size, skips_holes, &mut writes, is_hashed).await;
-    let written = writes.end().await;
-    let (end, checksum) = copied?;
-    written?;
-    if end < size {
-        let failed = |errno: Errno| EntryError::Target { what: "write", errno: errno.into() };
-        context.tree.truncate(handle, size).await.map_err(failed)?;
-    }
-    Ok(checksum)
-}
-
-async fn send_pfs(
-    context: &Context,
-    source: BorrowedFd<'_>,
-    size: u64,
-    skips_holes: bool,
-    writes: &mut Writes,
-    is_hashed: bool,
-) -> Result<(u64, Option<u128>), EntryError> {
-    let failed = EntryError::source("read");
+    let read = EntryError::source("read");
+    let write = |errno: Errno| EntryError::Target { what: "write", errno: errno.into() };
     let mut shown = Shown { progress: &context.progress, bytes: 0 };
     let mut digest = Digest::new(is_hashed);
+    let mut buffer = vec![0; buffer_len(size)];
     let (mut offset, mut written_to) = (0, 0);
     pfs::read_sequentially(source);
     while offset < size {
         let extent = match skips_holes {
             false => Some(Extent { start: offset, end: size }),
-            true => pfs::next_data(source, offset, size).map_err(&failed)?,
+            true => pfs::next_data(source, offset, size).map_err(&read)?,
         };
         let Some(extent) = extent else { break };
         let end = extent.end.min(size);
         offset = extent.start;
         while offset < end {
-            let mut data = vec![0; BUFFER_BYTES.min((end - offset) as usize)];
-            let got = pfs::read_at(source, offset, &mut data).map_err(&failed)?;
-            if got < data.len() {
+            let want = buffer.len().min((end - offset) as usize);
+            let piece = &mut buffer[..want];
+            let got = pfs::read_at(source, offset, piece).map_err(&read)?;
+            if got < want {
                 return Err(EntryError::Changed);
             }
-            digest.data(offset, &data);
-            writes.push(offset, data).await?;
+            digest.data(offset, piece);
+            context.tree.write_at(handle, offset, piece).await.map_err(write)?;
             offset += got as u64;
             written_to = offset;
             shown.add(got as u64);
         }
     }
-    Ok((written_to, digest.end(size)))
+    if written_to < size {
+        context.tree.truncate(handle, size).await.map_err(write)?;
+    }
+    Ok(digest.end(size))
 }
