@@ -13,6 +13,7 @@ mod cgroup;
 mod daemon;
 mod dirs;
 mod error;
+mod job_watch;
 mod list;
 mod log;
 mod mount;

@@ -67,6 +67,8 @@ pub(crate) enum Event {
     DaemonEnded(String),
     /// The job's end on this node.
     Stop,
+    /// Slurm says that the job does not start any more; its state.
+    JobEnded(String),
     /// [`Machine::deadline`] has passed.
     TimedOut,
 }
@@ -224,6 +226,10 @@ impl Machine {
                 let what = if self.phase == Phase::Starting { "did not start in time" } else { "made no progress" };
                 self.fail(Failure::new(Code::DaemonFailed, format!("burstfsd {what}")), true, false)
             }
+            Event::JobEnded(state) => {
+                let failure = Failure::new(Code::Cancelled, format!("the job is {state} while its file system starts"));
+                self.fail(failure, false, false)
+            }
             Event::Stop => {
                 self.phase = Phase::Cancelling;
                 self.deadline = Some(now + CANCEL_GRACE);
@@ -260,7 +266,7 @@ impl Machine {
             }
             Event::Said(DaemonMessage::Failed(_)) => self.fail(cancelled(), false, true),
             Event::DaemonEnded(_) | Event::TimedOut => self.fail(cancelled(), false, false),
-            Event::Said(_) | Event::Stop => Vec::new(),
+            Event::Said(_) | Event::Stop | Event::JobEnded(_) => Vec::new(),
         }
     }
 
@@ -281,9 +287,8 @@ impl Machine {
                 Vec::new()
             }
             Event::Said(DaemonMessage::Failed(failure)) => vec![Action::Warn(failure)],
-            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Drained { .. }) => {
-                Vec::new()
-            }
+            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Drained { .. })
+            | Event::JobEnded(_) => Vec::new(),
         }
     }
 
@@ -351,6 +356,7 @@ impl Machine {
                 self.hold(Failure::new(Code::DrainIncomplete, message), false)
             }
             Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Ready { .. })
+            | Event::JobEnded(_)
             | Event::Stop => Vec::new(),
         }
     }
@@ -463,6 +469,19 @@ mod tests {
             let mut machine = machine(Phase::StagingIn);
             machine.apply(Event::Stop, Duration::ZERO);
             assert_eq!(finish(&machine.apply(event, Duration::ZERO)), Some(&Finish::Fail));
+        }
+    }
+
+    #[test]
+    fn a_job_that_has_ended_ends_its_start_and_nothing_else() {
+        let event = || Event::JobEnded("COMPLETING".to_owned());
+        for phase in [Phase::Starting, Phase::StagingIn] {
+            let actions = machine(phase).apply(event(), Duration::ZERO);
+            assert!(matches!(&actions[0], Action::RecordFailed { failure, announce: false } if failure.code == Code::Cancelled));
+            assert_eq!(finish(&actions), Some(&Finish::Fail));
+        }
+        for phase in [Phase::Ready, Phase::Lost, Phase::Cancelling, Phase::Draining, Phase::Ending] {
+            assert_eq!(machine(phase).apply(event(), Duration::ZERO), []);
         }
     }
 

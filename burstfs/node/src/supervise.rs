@@ -23,6 +23,7 @@ use crate::cgroup::Cgroups;
 use crate::daemon::{Daemon, Heard};
 use crate::dirs::TrustedDir;
 use crate::error::NodeError;
+use crate::job_watch::JobWatch;
 use crate::log;
 use crate::mount::{self, Mount};
 use crate::node_socket::{Connection, Received, Reply, Report, Request, Status};
@@ -79,6 +80,8 @@ struct Supervisor {
     is_tracked: bool,
     daemon: Option<Daemon>,
     machine: Machine,
+    /// While a start goes on.
+    job_watch: Option<JobWatch>,
     epoch: Instant,
     is_recorded: bool,
     report: Report,
@@ -104,6 +107,7 @@ pub(crate) fn run(run_dir: &Path, instance: &InstanceId, mode: Mode) -> Result<(
     let mut supervisor = Supervisor {
         cgroups: Cgroups::find(&launch.cgroup_name()),
         machine: Machine::new(Phase::Starting, patience, Duration::ZERO),
+        job_watch: Some(JobWatch::new(instance.job_id(), launch.description.nodes.len(), Duration::ZERO)),
         epoch: Instant::now(),
         launch,
         run_base,
@@ -409,16 +413,30 @@ impl Supervisor {
     }
 
     fn wait(&mut self) -> Vec<Event> {
-        let left = self.machine.deadline().map(|deadline| deadline.saturating_sub(self.now()));
+        if let Some(state) = self.look_at_job() {
+            return vec![Event::JobEnded(state)];
+        }
+        let until = |time: Duration| time.saturating_sub(self.now());
+        let left = self.machine.deadline().map(until);
         if left == Some(Duration::ZERO) {
             return vec![Event::TimedOut];
         }
-        if !self.poll(left) {
+        let question = self.job_watch.as_ref().map(|watch| until(watch.due()));
+        if !self.poll([left, question].into_iter().flatten().min()) {
             return Vec::new();
         }
         let mut events = self.hear_daemon();
         events.extend(self.hear_clients());
         events
+    }
+
+    /// The job's state, if it does not start any more although this is a start.
+    fn look_at_job(&mut self) -> Option<String> {
+        if !matches!(self.machine.phase(), Phase::Starting | Phase::StagingIn) {
+            self.job_watch = None;
+        }
+        let now = self.now();
+        self.job_watch.as_mut().and_then(|watch| watch.look(now))
     }
 
     /// Sleeps until there is something to read, to write or to reap; whatever it is, everyone is then asked.
@@ -431,6 +449,7 @@ impl Supervisor {
             fds.push(PollFd::from_borrowed_fd(daemon.control(), daemon.interest()));
             fds.push(PollFd::from_borrowed_fd(daemon.pidfd(), PollFlags::IN));
         }
+        fds.extend(self.job_watch.iter().filter_map(JobWatch::child).map(|child| PollFd::from_borrowed_fd(child, PollFlags::IN)));
         let left = left.map(process::timespec);
         matches!(rustix::event::poll(&mut fds, left.as_ref()), Ok(count) if count > 0)
     }
