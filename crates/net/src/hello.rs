@@ -1,8 +1,6 @@
 //! Both sides of the hello, over any stream of bytes (see `burstfs_proto::hello`).
 //!
-//! Each message is a little-endian `u32` length and its body. What both sides sign is `proto`'s payload with the address
-//! of the server behind it, as each side sees it: a stranger who got hold of a port that clients try, and who passes
-//! everything on to the real server, would otherwise have an authenticated connection in his hands.
+//! Each message is a little-endian `u32` length and its body.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +8,7 @@ use std::net::SocketAddr;
 
 use burstfs_proto::PROTOCOL_VERSION;
 use burstfs_proto::hello::{Challenge, MAGIC, Nonce, Opening, Proof, Refusal, Role, Side, Verdict, signed};
-use burstfs_types::{ClientId, InstanceId, NodeIndex, limits};
+use burstfs_types::{ClientId, NodeIndex, limits};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -40,7 +38,7 @@ where
         Challenge::Accepted { nonce, credential } => (nonce, credential),
         Challenge::Refused(refusal) => return Err(RpcError::Refused(refusal)),
     };
-    let payload = |side| payload(side, &identity.instance, &nonce, &server_nonce, server);
+    let payload = |side| signed(side, &identity.instance, &nonce, &server_nonce, server);
     let uid = identity.auth.verify(&credential, &payload(Side::Server)).await;
     uid.and_then(|uid| check_uid(identity.uid, uid)).map_err(RpcError::Unauthenticated)?;
     let credential = identity.auth.sign(&payload(Side::Client)).await.map_err(RpcError::Unauthenticated)?;
@@ -66,7 +64,7 @@ where
         Err(error) => return Err(turn_away(stream, error, Challenge::Refused).await),
     };
     let server_nonce = nonce()?;
-    let payload = |side| payload(side, &terms.instance, &opening.nonce, &server_nonce, local);
+    let payload = |side| signed(side, &terms.instance, &opening.nonce, &server_nonce, local);
     let credential = match terms.auth.sign(&payload(Side::Server)).await {
         Ok(credential) => credential,
         Err(error) => return Err(turn_away(stream, RpcError::Unauthenticated(error), Challenge::Refused).await),
@@ -152,13 +150,6 @@ fn short(error: &AuthError) -> String {
     error.to_string().chars().take(200).collect()
 }
 
-fn payload(side: Side, instance: &InstanceId, client: &Nonce, server: &Nonce, address: SocketAddr) -> Vec<u8> {
-    let mut payload = signed(side, instance, client, server);
-    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    payload.extend_from_slice(format!("\0{address}").as_bytes());
-    payload
-}
-
 fn nonce() -> Result<Nonce, RpcError> {
     let mut nonce = Nonce::default();
     let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut nonce));
@@ -200,6 +191,7 @@ fn lost(_: io::Error) -> RpcError {
 
 #[cfg(test)]
 mod tests {
+    use burstfs_types::InstanceId;
     use proptest::prelude::*;
 
     use super::*;
@@ -213,13 +205,5 @@ mod tests {
             let bytes = if keep_magic { [&MAGIC[..], &bytes].concat() } else { bytes };
             prop_assert!(check_opening(&bytes, &terms).is_err());
         }
-    }
-
-    #[test]
-    fn the_payload_names_the_server() {
-        let instance = InstanceId::new("vc", 1, 0).unwrap();
-        let of = |address: &str| payload(Side::Client, &instance, &[0; 16], &[1; 16], address.parse().unwrap());
-        assert_ne!(of("10.0.0.1:27400"), of("10.0.0.1:27401"));
-        assert_eq!(of("10.0.0.1:27400"), of("[::ffff:10.0.0.1]:27400"));
     }
 }

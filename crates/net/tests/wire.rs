@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use burstfs_net::{ProtocolError, RpcError, ServerLimits, Tcp, TcpConfig};
 use burstfs_proto::frame::{HEADER_LEN, Header, Kind};
-use burstfs_proto::hello::{Challenge, MAGIC, Nonce, Opening, Proof, Refusal, Role, Side, Verdict, signed};
+use burstfs_proto::hello::{Challenge, MAGIC, Opening, Proof, Refusal, Role, Side, Verdict, signed};
 use burstfs_proto::{PROTOCOL_VERSION, Rpc, encode};
 use burstfs_types::{ClientId, NodeIndex, Xid, limits};
 use serde::Serialize;
@@ -60,7 +60,7 @@ impl Raw {
         let Challenge::Accepted { nonce, .. } = self.challenge(&opening).await else {
             panic!("refused");
         };
-        let payload = payload(Side::Client, &opening.nonce, &nonce, self.0.peer_addr().unwrap());
+        let payload = signed(Side::Client, &instance(), &opening.nonce, &nonce, self.0.peer_addr().unwrap());
         let credential = world.member(UID).sign(&payload).await.unwrap();
         self.say(&Proof { credential: credential.clone() }).await;
         (credential, self.hear().await)
@@ -81,10 +81,6 @@ impl Raw {
 fn opening() -> Opening {
     let role = Role::Node(ClientId { node: NodeIndex::new(9), incarnation: 1 });
     Opening { magic: MAGIC, version: PROTOCOL_VERSION, instance: instance(), role, nonce: [5; 16] }
-}
-
-fn payload(side: Side, client: &Nonce, server: &Nonce, address: SocketAddr) -> Vec<u8> {
-    [signed(side, &instance(), client, server), format!("\0{address}").into_bytes()].concat()
 }
 
 fn request(opcode: u16) -> Header {
@@ -253,7 +249,8 @@ async fn lying_server(world: &World, reply: fn(Header) -> (Header, Vec<u8>)) -> 
             let mut raw = Raw(listener.accept().await.unwrap().0);
             let opening: Opening = raw.hear().await;
             let nonce = [6; 16];
-            let credential = auth.sign(&payload(Side::Server, &opening.nonce, &nonce, address)).await.unwrap();
+            let credential =
+                auth.sign(&signed(Side::Server, &instance(), &opening.nonce, &nonce, address)).await.unwrap();
             raw.say(&Challenge::Accepted { nonce, credential }).await;
             raw.hear::<Proof>().await;
             raw.say(&Verdict::Welcome).await;

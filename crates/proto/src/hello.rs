@@ -9,7 +9,9 @@
 //! ```
 //!
 //! Both credentials are MUNGE's; each encodes what [`signed`] makes, so that it is good for one connection of one instance
-//! and one direction. Both sides accept only the job's uid and root.
+//! with one server, and for one direction. Both sides accept only the job's uid and root.
+
+use std::net::SocketAddr;
 
 use burstfs_types::{ClientId, InstanceId};
 use serde::{Deserialize, Serialize};
@@ -111,11 +113,30 @@ pub enum Side {
     Server,
 }
 
-/// The bytes that a credential encodes: direction, instance, and both nonces, so that none can be used elsewhere.
-pub fn signed(side: Side, instance: &InstanceId, client: &Nonce, server: &Nonce) -> Vec<u8> {
+/// The bytes that a credential encodes: direction, instance, both nonces, and the server's address as each side sees it,
+/// so that none can be used elsewhere. Without the address, a stranger who got hold of a port that clients try, and who
+/// passes everything on to the real server, would have an authenticated connection in his hands.
+pub fn signed(side: Side, instance: &InstanceId, client: &Nonce, server: &Nonce, address: SocketAddr) -> Vec<u8> {
+    // A listener on both families sees an IPv4 client's address in its IPv6 form.
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let direction: &[u8] = match side {
         Side::Client => b"burstfs client\0",
         Side::Server => b"burstfs server\0",
     };
-    [direction, instance.to_string().as_bytes(), b"\0", client, server].concat()
+    let (instance, address) = (instance.to_string(), address.to_string());
+    [direction, instance.as_bytes(), b"\0", client, server, b"\0", address.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_signed_names_the_server() {
+        let instance = InstanceId::new("vc", 1, 0).unwrap();
+        let of = |address: &str| signed(Side::Client, &instance, &[0; 16], &[1; 16], address.parse().unwrap());
+        assert_ne!(of("10.0.0.1:27400"), of("10.0.0.1:27401"));
+        assert_ne!(of("10.0.0.1:27400"), of("10.0.0.2:27400"));
+        assert_eq!(of("10.0.0.1:27400"), of("[::ffff:10.0.0.1]:27400"));
+    }
 }
