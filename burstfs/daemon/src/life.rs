@@ -45,6 +45,9 @@ use crate::staging::{self, Conclusion, Staging};
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// A node of which nothing was heard for so long is given up: longer than its daemon takes to be started again.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a node that could not start tries to tell the MGS. Node 0 may have failed and ended before it; the others then
+/// find out by themselves.
+const FAILURE_TOLD: Duration = Duration::from_secs(2);
 /// How long node 0 stays for the others to hear the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -54,9 +57,10 @@ pub(crate) async fn run(control: UnixStream, device: Option<OwnedFd>) -> anyhow:
     let description = Arc::new(description);
     tracing::info!(instance = %description.instance, node = description.node_name(), "starting");
     supervisor.say(DaemonMessage::State(State::Starting)).await;
+    let mut is_client_gone = false;
     let started = tokio::select! {
         started = start(description.clone(), device, &supervisor) => started,
-        ending = cancelled(&mut messages) => match ending {
+        ending = cancelled(&mut messages, description.restarted, &mut is_client_gone) => match ending {
             Ending::Stop => return Ok(()),
             Ending::Failed(failure) => Err(failure),
         },
@@ -64,12 +68,12 @@ pub(crate) async fn run(control: UnixStream, device: Option<OwnedFd>) -> anyhow:
     match started {
         Ok(life) => {
             supervisor.say(DaemonMessage::Ready { environment: life.environment() }).await;
-            life.live(&mut messages).await;
+            life.live(&mut messages, is_client_gone).await;
         }
         Err(failure) => {
             tracing::error!("{failure}");
-            supervisor.say(DaemonMessage::Failed(failure)).await;
-            after_failure(&mut messages, &supervisor).await;
+            supervisor.say(DaemonMessage::Failed(failure.clone())).await;
+            after_failure(&mut messages, &supervisor, description.restarted.then_some(failure)).await;
         }
     }
     tracing::info!("ending");
@@ -81,11 +85,13 @@ enum Ending {
     Failed(Failure),
 }
 
-/// Waits for the supervisor to end a start.
-async fn cancelled(messages: &mut mpsc::Receiver<NodeMessage>) -> Ending {
+/// Waits for the supervisor to end a start. The job of a daemon that was started again may have ended already: then there
+/// is data to drain, and the start goes on.
+async fn cancelled(messages: &mut mpsc::Receiver<NodeMessage>, restarted: bool, is_client_gone: &mut bool) -> Ending {
     loop {
         match messages.recv().await {
             Some(NodeMessage::Stop) => return Ending::Stop,
+            Some(NodeMessage::ClientGone) if restarted => *is_client_gone = true,
             Some(NodeMessage::Cancel | NodeMessage::ClientGone) => {
                 let message = "the job ended while its file system started";
                 return Ending::Failed(Failure::new(Code::Cancelled, message));
@@ -96,13 +102,18 @@ async fn cancelled(messages: &mut mpsc::Receiver<NodeMessage>) -> Ending {
     }
 }
 
-/// A node that could not start has nothing to drain.
-async fn after_failure(messages: &mut mpsc::Receiver<NodeMessage>, supervisor: &Supervisor) {
+/// A node that could not start has nothing to drain; one that could not start again (`undrained` says why) has.
+async fn after_failure(
+    messages: &mut mpsc::Receiver<NodeMessage>,
+    supervisor: &Supervisor,
+    undrained: Option<Failure>,
+) {
     loop {
         match messages.recv().await {
             Some(NodeMessage::Stop) => return,
             Some(NodeMessage::ClientGone) => {
-                supervisor.say(DaemonMessage::Drained { complete: true, failure: None }).await;
+                let (complete, failure) = (undrained.is_none(), undrained.clone());
+                supervisor.say(DaemonMessage::Drained { complete, failure }).await;
             }
             Some(NodeMessage::Cancel | NodeMessage::Start(_)) => {}
             None => std::future::pending().await,
@@ -138,8 +149,16 @@ async fn start(
         Ok(life) => Ok(life),
         Err(failure) => {
             let fail = Fail { node: NodeIndex::new(description.node_index), failure: failure.clone() };
-            if let Err(error) = directory.call(fail).await {
-                tracing::warn!("the MGS does not hear of the failure: {error}");
+            match tokio::time::timeout(FAILURE_TOLD, directory.call(fail)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::info!("the MGS does not hear of the failure: {error}"),
+                Err(_) => tracing::info!("the MGS does not hear of the failure in time"),
+            }
+            // Those who have joined wait for node 0's word, which ends with this process.
+            if let Directory::Own(mgs, _) = &directory
+                && tokio::time::timeout(FAREWELL, mgs.failure_is_known()).await.is_err()
+            {
+                tracing::info!("not every node has answered the failure of the start");
             }
             Err(failure)
         }
@@ -147,12 +166,14 @@ async fn start(
 }
 
 /// Looks for the MGS for as long as that makes sense. Node 0 is the MGS and watches over the start; while another node
-/// cannot reach it, it must see for itself whether the job still starts.
+/// cannot reach it, it must see for itself whether the job still starts. A daemon that was started again has data of a job
+/// that may well have ended.
 async fn find_directory(description: &InstanceDescription) -> Result<node::Joining, Failure> {
     let (id, restart_count) = (description.instance.job_id(), description.instance.restart_count());
     tokio::select! {
         joining = node::find_directory(description) => joining,
-        failure = job::start_is_pointless(id, restart_count, description.slurm_conf.as_deref()) => Err(failure),
+        failure = job::start_is_pointless(id, restart_count, description.slurm_conf.as_deref()),
+            if !description.restarted => Err(failure),
         () = tokio::time::sleep(node::start_timeout(description)) => {
             let (host, code) = (&description.nodes[0], Code::NodeMissing);
             Err(Failure::new(code, format!("{host}: did not answer in time; see the burstfs log there")))
@@ -269,8 +290,8 @@ impl Life {
     }
 
     /// From ready to the end.
-    async fn live(&self, messages: &mut mpsc::Receiver<NodeMessage>) {
-        if !client_gone(messages).await {
+    async fn live(&self, messages: &mut mpsc::Receiver<NodeMessage>, is_client_gone: bool) {
+        if !is_client_gone && !client_gone(messages).await {
             return;
         }
         let ended = tokio::select! {

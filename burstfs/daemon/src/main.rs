@@ -19,7 +19,6 @@ mod tree;
 use std::io::IsTerminal;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use burstfs_node::control::{CONTROL_FD, FUSE_FD};
@@ -28,15 +27,20 @@ use burstfs_node::control::{CONTROL_FD, FUSE_FD};
 const WORKERS_MIN: usize = 2;
 const WORKERS_MAX: usize = 8;
 
-fn main() -> ExitCode {
+fn main() {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
+    let result = run();
+    if let Err(error) = &result {
+        tracing::error!("{error:#}");
     }
+    leave(result.is_ok())
+}
+
+/// Ends the process at once: no thread that is stuck in a system call on the persistent file system holds it up, and none
+/// that still works on an abandoned step finds the runtime gone, or the libraries' globals destroyed.
+fn leave(is_success: bool) -> ! {
+    // SAFETY: ends this process and returns to nobody.
+    unsafe { libc::_exit(i32::from(!is_success)) }
 }
 
 fn run() -> anyhow::Result<()> {
@@ -51,10 +55,9 @@ fn run() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("runtime")?;
-    let result = runtime.block_on(life::run(control, fuse));
-    // A thread that is stuck in a system call on the persistent file system must not hold up the exit.
-    runtime.shutdown_background();
-    result
+    // The runtime ends with the process: see `leave`.
+    let runtime = std::mem::ManuallyDrop::new(runtime);
+    runtime.block_on(life::run(control, fuse))
 }
 
 /// Takes over a descriptor that the supervisor left open; `None` where there is none.
