@@ -112,6 +112,8 @@ fn cancelled_while_running() -> Result<()> {
 #[test]
 fn time_limit() -> Result<()> {
     scenario("time-limit", |s| {
+        // slurmd's own word for it.
+        s.allow("DUE TO TIME LIMIT ***");
         let job = endless(s, &["--time=1"])?;
         job.wait_line("written")?;
         ensure!(job.wait_end(Duration::from_secs(180))? == "TIMEOUT");

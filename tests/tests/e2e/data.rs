@@ -138,6 +138,8 @@ fn what_cannot_be_drained_is_kept_and_named() -> Result<()> {
 #[test]
 fn status_from_everywhere() -> Result<()> {
     scenario("status", |s| {
+        // The stranger of this scenario is refused, and named in the log.
+        s.allow("refused a connection");
         let job = s
             .job("alice")?
             .burstfs("capacity=100MiB")
