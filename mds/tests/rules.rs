@@ -31,6 +31,15 @@ fn the_root_is_there_and_owned() {
 }
 
 #[test]
+fn the_root_cannot_be_opened_to_others() {
+    let mut bench = bench();
+    bench.call(chmod(Ino::ROOT, 0o1777)).unwrap();
+    assert_eq!(bench.attr(Ino::ROOT).unwrap().mode, 0o1700);
+    bench.call(chmod(Ino::ROOT, 0o500)).unwrap();
+    assert_eq!(bench.attr(Ino::ROOT).unwrap().mode, 0o500);
+}
+
+#[test]
 fn create_makes_or_opens_unless_exclusive() {
     let mut bench = bench();
     let made = bench.create(Ino::ROOT, "f").unwrap();

@@ -1,7 +1,7 @@
 //! Changes attributes.
 
 use burstfs_proto::mds::{SetAttr, SetTime};
-use burstfs_types::{Attr, FileKind, Timestamp};
+use burstfs_types::{Attr, FileKind, Ino, Timestamp};
 
 use crate::namespace::{Namespace, OpError, S_ISGID, S_ISUID, S_IXGRP};
 
@@ -13,6 +13,11 @@ pub(crate) fn set_attr(ns: &mut Namespace<'_>, request: &SetAttr) -> Result<Attr
         SetTime::At(time) => Timestamp { secs: time.secs, nanos: time.nanos.min(999_999_999) },
     };
     new.mode = request.mode.map_or(new.mode, |mode| mode & 0o7777);
+    if request.ino == Ino::ROOT {
+        // What the root directory denies to group and others it denies for good: it is the door of a job's file system, and
+        // a user who copies a tree's modes onto it, or tries to open it, opens it to nobody.
+        new.mode &= old.mode | !0o077;
+    }
     new.uid = request.uid.unwrap_or(new.uid);
     new.gid = request.gid.unwrap_or(new.gid);
     new.atime = request.atime.map_or(new.atime, time);
