@@ -7,7 +7,7 @@
 //! Locks are held for a change or a look, never across an await. A long poll subscribes before it looks, so that no
 //! change is missed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub(crate) struct MgsDriver {
     changes: watch::Sender<u64>,
     state_file: PathBuf,
     last_heard: Mutex<HashMap<NodeIndex, Instant>>,
+    /// Nodes that know that the start has failed.
+    failed: Mutex<HashSet<NodeIndex>>,
 }
 
 struct Stages {
@@ -70,6 +72,7 @@ impl MgsDriver {
             changes: watch::Sender::new(0),
             state_file,
             last_heard: Mutex::default(),
+            failed: Mutex::default(),
         })
     }
 
@@ -101,6 +104,8 @@ impl MgsDriver {
             MgsRequest::Fail(fail) => {
                 tracing::warn!("{}: {}", fail.node, fail.failure);
                 self.fail(fail.failure);
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(fail.node);
+                self.wake();
                 Ok(MgsReply::Fail(()))
             }
             MgsRequest::Status(_) => Ok(MgsReply::Status(self.lock().status())),
@@ -166,6 +171,21 @@ impl MgsDriver {
         let mut changes = self.changes.subscribe();
         let is_over = |state| !matches!(state, State::Starting | State::StagingIn);
         while !is_over(self.lock().state()) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until every node of which something was heard has said that it failed, by itself or because it was told.
+    pub(crate) async fn failure_is_known(&self) {
+        let mut changes = self.changes.subscribe();
+        let is_known = || {
+            let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            let heard = self.last_heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.keys().all(|node| failed.contains(node))
+        };
+        while !is_known() {
             if changes.changed().await.is_err() {
                 return;
             }
@@ -386,6 +406,21 @@ mod tests {
         assert_eq!(take(&mgs, 0, 3, vec![done]).await, Taken::Over);
         assert_eq!(idle.await.unwrap(), Taken::Over);
         assert_eq!(*sink.0.lock().unwrap(), [[7]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_known_when_all_who_joined_have_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        let patience = Duration::from_secs(1);
+        mgs.call(join(0)).await.unwrap();
+        mgs.call(join(1)).await.unwrap();
+        for (node, is_known) in [(0, false), (1, true)] {
+            let failure = Failure::new(Code::StageInFailed, "input is gone");
+            let fail = burstfs_proto::mgs::Fail { node: NodeIndex::new(node), failure };
+            mgs.call(MgsRequest::Fail(fail)).await.unwrap();
+            assert_eq!(tokio::time::timeout(patience, mgs.failure_is_known()).await.is_ok(), is_known);
+        }
     }
 
     #[tokio::test(start_paused = true)]

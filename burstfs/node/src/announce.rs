@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use burstfs_node::description::InstanceDescription;
-use burstfs_types::Failure;
+use burstfs_types::{Failure, InstanceId};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::log;
@@ -19,21 +19,21 @@ pub(crate) struct Announcement(Child);
 
 /// What failed where.
 pub(crate) struct Place {
-    pub(crate) job_id: u32,
+    pub(crate) instance: InstanceId,
     pub(crate) node: String,
 }
 
 impl Place {
     pub(crate) fn of(description: &InstanceDescription) -> Place {
-        Place { job_id: description.instance.job_id(), node: description.node_name().to_owned() }
+        Place { instance: description.instance.clone(), node: description.node_name().to_owned() }
     }
 }
 
 /// Starts telling. `scontrol` finds Slurm's configuration as this process does, in its environment.
 pub(crate) fn failure(place: &Place, failure: &Failure) -> Option<Announcement> {
-    let text = log::printable(&format!("burstfs: {}: {}: {}", failure.code, place.node, failure.message), 1024);
+    let text = log::printable(&comment(place, failure), 1024);
     let mut command = Command::new("scontrol");
-    command.arg("update").arg(format!("jobid={}", place.job_id)).arg(format!("admincomment={text}"));
+    command.arg("update").arg(format!("jobid={}", place.instance.job_id())).arg(format!("admincomment={text}"));
     match command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
         Ok(child) => Some(Announcement(child)),
         Err(error) => {
@@ -41,6 +41,11 @@ pub(crate) fn failure(place: &Place, failure: &Failure) -> Option<Announcement> 
             None
         }
     }
+}
+
+/// With the run of the job that it is about: the comment outlives a requeue.
+fn comment(place: &Place, failure: &Failure) -> String {
+    format!("burstfs: {}: {}: {}: {}", place.instance.restart_count(), failure.code, place.node, failure.message)
 }
 
 impl Announcement {

@@ -48,7 +48,7 @@ fn record_failure(
 ) -> Result<(), NodeError> {
     log::error!("{instance}: {failure}");
     let node = variables("SLURMD_NODENAME").unwrap_or_else(|| "a node".to_owned());
-    let announcement = announce::failure(&Place { job_id: instance.job_id(), node }, &failure);
+    let announcement = announce::failure(&Place { instance: instance.clone(), node }, &failure);
     let recorded = run_base.make(instance)?.write_outcome(&Outcome::failed(instance.clone(), failure));
     if let Some(announcement) = announcement {
         announcement.wait();

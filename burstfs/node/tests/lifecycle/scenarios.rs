@@ -110,7 +110,10 @@ fn daemon_dies_at_start(node: &Node) {
     assert!(message.contains("exit status 3: cannot open / mdt/CURRENT:  [31mbad"), "{message:?}");
     node.stop(&job);
     let calls = node.scontrol_calls();
-    assert!(calls.starts_with("update jobid=6 admincomment=burstfs: E203: node2: burstfsd could not start"), "{calls}");
+    assert!(
+        calls.starts_with("update jobid=6 admincomment=burstfs: 0: E203: node2: burstfsd could not start"),
+        "{calls}"
+    );
 }
 
 fn daemon_cannot_be_executed(node: &Node) {
