@@ -50,6 +50,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 const FAILURE_TOLD: Duration = Duration::from_secs(2);
 /// How long node 0 stays for the others to hear the end.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long another node waits for node 0 to answer that it has heard it.
+const FAREWELL_ANSWERED: Duration = Duration::from_secs(1);
 
 /// Runs until the supervisor says stop.
 pub(crate) async fn run(control: UnixStream, device: Option<OwnedFd>) -> anyhow::Result<()> {
@@ -137,7 +139,7 @@ async fn start(
     supervisor: &Supervisor,
 ) -> Result<Life, Failure> {
     let joining = find_directory(&description).await?;
-    let directory = joining.directory.clone();
+    let (directory, _server) = (joining.directory.clone(), joining.server.clone());
     if let Directory::Own(mgs, _) = &directory {
         watch_start(mgs.clone(), description.clone());
     }
@@ -368,7 +370,13 @@ impl Life {
                     tracing::warn!("not every node has said that it is done");
                 }
             }
-            Directory::Remote(_) => self.node.directory.reach(self.own(), Phase::Finished).await,
+            // Node 0 may end as soon as it has heard this, before its answer is out.
+            Directory::Remote(_) => {
+                let told = self.node.directory.reach(self.own(), Phase::Finished);
+                if tokio::time::timeout(FAREWELL_ANSWERED, told).await.is_err() {
+                    tracing::info!("node 0 does not answer the farewell: it has ended");
+                }
+            }
         }
     }
 

@@ -40,15 +40,16 @@ pub(crate) struct Node {
     /// The numbers of this node's requests.
     pub(crate) xids: XidSource,
     /// Answers the others for as long as it lives.
-    _server: ServerHandle,
+    _server: Arc<ServerHandle>,
 }
 
 /// The way to the MGS, before the node has joined.
 pub(crate) struct Joining {
     pub(crate) directory: Directory,
+    /// Answers the others for as long as somebody has it: they hear of a failed start from node 0.
+    pub(crate) server: Arc<ServerHandle>,
     address: SocketAddr,
     tcp: Arc<Tcp>,
-    server: ServerHandle,
     targets: watch::Sender<Option<Targets>>,
 }
 
@@ -71,7 +72,7 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
         auth: Arc::new(Munge::new()),
         limits: ServerLimits::default(),
     };
-    let server = serve(listener, config, Arc::new(Roles::new(opened, mgs.clone())));
+    let server = Arc::new(serve(listener, config, Arc::new(Roles::new(opened, mgs.clone()))));
     let id = ClientId { node: own, incarnation: description.incarnation };
     let (directory, address) = match mgs {
         Some(mgs) => {
@@ -85,7 +86,7 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
             (Directory::Remote(channel), SocketAddr::new(ip, port))
         }
     };
-    Ok(Joining { directory, address, tcp, server, targets })
+    Ok(Joining { directory, server, address, tcp, targets })
 }
 
 impl Joining {
