@@ -31,7 +31,7 @@ pub trait Target {
 
 /// One step of a random sequence.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "a request's name and operands say what it does")]
 pub enum Op {
     Create {
         dir: usize,
@@ -676,7 +676,9 @@ impl Model {
         let mut is_changed = false;
         let mut set = |is_asked: bool| is_changed |= is_asked;
         let time = |time: SetTime| if let SetTime::At(time) = time { time } else { now };
-        set(it.mode.map(|mode| attr.mode = mode & 0o7777).is_some());
+        // What the root directory denies to group and others stays denied.
+        let denied = if it.ino == Ino::ROOT { !attr.mode & 0o077 } else { 0 };
+        set(it.mode.map(|mode| attr.mode = mode & 0o7777 & !denied).is_some());
         set(it.uid.map(|uid| attr.uid = uid).is_some());
         set(it.gid.map(|gid| attr.gid = gid).is_some());
         set(it.atime.map(|set| attr.atime = time(set)).is_some());
