@@ -1,12 +1,11 @@
 //! One instance's status, asked at its MGS.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use burstfs_config::SiteConfig;
 use burstfs_mgs::ports;
-use burstfs_net::{ChannelLimits, Client, Deadline, Identity, Munge, RpcError, Tcp, TcpConfig, XidSource};
+use burstfs_net::{ChannelLimits, Client, Deadline, Identity, Munge, RpcError, Tcp, TcpConfig, XidSource, rendezvous};
 use burstfs_proto::hello::{Refusal, Role};
 use burstfs_proto::mgs::{InstanceStatus, Status};
 use burstfs_types::{ClientId, InstanceId, NodeIndex};
@@ -68,18 +67,16 @@ pub(crate) async fn status(
     config: &SiteConfig,
 ) -> Result<Option<InstanceStatus>, AskError> {
     let failed = |source| AskError::Call { host: host.to_owned(), source };
-    let ip = resolve(host).await?;
+    let unknown = |source| AskError::Resolve { host: host.to_owned(), source };
+    let ip = rendezvous::resolve(host).await.map_err(unknown)?;
     let client = client(instance, uid);
-    for port in ports::sequence(instance, config.network.mgs_port_base, config.network.mgs_port_count) {
-        match client.connect_once(SocketAddr::new(ip, port), Deadline::after(TIMEOUT)).await {
-            Ok(channel) => return channel.call(&Status, Deadline::after(TIMEOUT)).await.map(Some).map_err(failed),
-            Err(RpcError::Refused(Refusal::Instance | Refusal::Magic)) => {}
-            Err(RpcError::Unreachable(_) | RpcError::Closed | RpcError::Protocol(_)) => {}
-            Err(RpcError::Refused(Refusal::Uid(_))) => return Err(AskError::NotYours),
-            Err(error) => return Err(failed(error)),
-        }
+    let ports = ports::sequence(instance, config.network.mgs_port_base, config.network.mgs_port_count);
+    match rendezvous::look(&client, ip, ports, TIMEOUT, rendezvous::is_somebody_else).await {
+        Ok(Some(channel)) => channel.call(&Status, Deadline::after(TIMEOUT)).await.map(Some).map_err(failed),
+        Ok(None) => Ok(None),
+        Err((_, RpcError::Refused(Refusal::Uid(_)))) => Err(AskError::NotYours),
+        Err((_, error)) => Err(failed(error)),
     }
-    Ok(None)
 }
 
 fn client(instance: &InstanceId, uid: u32) -> Client {
@@ -87,11 +84,4 @@ fn client(instance: &InstanceId, uid: u32) -> Client {
     // The server gives a command an id of its own; this one only numbers.
     let id = ClientId { node: NodeIndex::new(u16::MAX), incarnation: 0 };
     Client::new(Arc::new(Tcp::new(TcpConfig::default())), identity, XidSource::new(id), ChannelLimits::default())
-}
-
-async fn resolve(host: &str) -> Result<IpAddr, AskError> {
-    let unknown = |source| AskError::Resolve { host: host.to_owned(), source };
-    let mut addresses = tokio::net::lookup_host((host, 0)).await.map_err(unknown)?;
-    let first = addresses.next().ok_or_else(|| unknown(std::io::ErrorKind::NotFound.into()))?;
-    Ok(first.ip())
 }

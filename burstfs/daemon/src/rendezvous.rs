@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_mgs::ports;
-use burstfs_net::{Channel, Client, Deadline, Listener, RpcError, Tcp, Transport};
+use burstfs_net::{Channel, Client, Listener, RpcError, Tcp, Transport, rendezvous};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::hello::Refusal;
 use burstfs_types::{Code, Failure};
@@ -78,37 +78,21 @@ pub(crate) async fn find(client: &Client, description: &InstanceDescription) -> 
 
 async fn look(client: &Client, description: &InstanceDescription, ip: IpAddr) -> Result<Option<Channel>, Failure> {
     let network = &description.network;
-    for port in ports::sequence(&description.instance, network.mgs_port_base, network.mgs_port_count) {
-        match client.connect_once(SocketAddr::new(ip, port), Deadline::after(ATTEMPT)).await {
-            Ok(channel) => return Ok(Some(channel)),
-            Err(error) if is_somebody_else(&error) => {}
-            Err(error) => {
-                let host = &description.nodes[0];
-                return Err(Failure::new(Code::Identity, format!("{host}, port {port}: {error}")));
-            }
-        }
-    }
-    Ok(None)
+    let ports = ports::sequence(&description.instance, network.mgs_port_base, network.mgs_port_count);
+    let found = rendezvous::look(client, ip, ports, ATTEMPT, may_be_another_port_or_later).await;
+    found.map_err(|(port, error)| {
+        Failure::new(Code::Identity, format!("{}, port {port}: {error}", description.nodes[0]))
+    })
 }
 
 /// Whether the next port may be the right one, or this one a little later.
-fn is_somebody_else(error: &RpcError) -> bool {
-    match error {
-        RpcError::Refused(refusal) => match refusal {
-            // Another instance of another user refuses the uid, or the credential made for this instance.
-            Refusal::Magic | Refusal::Instance | Refusal::Busy => true,
-            Refusal::Version { .. } | Refusal::Uid(_) | Refusal::Credential(_) => false,
-        },
-        RpcError::Unreachable(_) | RpcError::Timeout(_) | RpcError::Closed | RpcError::Protocol(_) => true,
-        RpcError::Unauthenticated(_) | RpcError::Errno(_) => false,
-    }
+fn may_be_another_port_or_later(error: &RpcError) -> bool {
+    rendezvous::is_somebody_else(error) || matches!(error, RpcError::Timeout(_) | RpcError::Refused(Refusal::Busy))
 }
 
 /// The first address of a host.
 pub(crate) async fn resolve(host: &str) -> anyhow::Result<IpAddr> {
-    let mut addresses = tokio::net::lookup_host((host, 0)).await.with_context(|| format!("{host} has no address"))?;
-    let first = addresses.next().with_context(|| format!("{host} has no address"))?;
-    Ok(first.ip())
+    rendezvous::resolve(host).await.with_context(|| format!("{host} has no address"))
 }
 
 fn unspecified(like: Option<IpAddr>) -> IpAddr {
@@ -136,9 +120,9 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_passed_by_and_impostors_are_not() {
-        assert!(is_somebody_else(&RpcError::Refused(Refusal::Instance)));
-        assert!(is_somebody_else(&RpcError::Unreachable(std::io::ErrorKind::ConnectionRefused)));
-        assert!(!is_somebody_else(&RpcError::Refused(Refusal::Uid(7))));
+    fn a_busy_or_slow_server_is_asked_again_and_an_impostor_is_not() {
+        assert!(may_be_another_port_or_later(&RpcError::Refused(Refusal::Busy)));
+        assert!(may_be_another_port_or_later(&RpcError::Refused(Refusal::Instance)));
+        assert!(!may_be_another_port_or_later(&RpcError::Refused(Refusal::Uid(7))));
     }
 }

@@ -29,6 +29,7 @@ mod hello;
 mod inproc;
 mod munge;
 mod region;
+pub mod rendezvous;
 mod resends;
 mod server;
 mod tcp;
