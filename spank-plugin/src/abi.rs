@@ -23,22 +23,22 @@ use crate::{slurm_conf, task};
 
 /// The name by which Slurm knows the plugin; the option's variables are named for it.
 #[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
+#[allow(non_upper_case_globals, reason = "Slurm's names")]
 pub static plugin_name: [u8; 8] = *b"burstfs\0";
 
 /// What kind of plugin this is.
 #[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
+#[allow(non_upper_case_globals, reason = "Slurm's names")]
 pub static plugin_type: [u8; 6] = *b"spank\0";
 
 /// The Slurm that this was built for; another major.minor refuses to load it.
 #[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
+#[allow(non_upper_case_globals, reason = "Slurm's names")]
 pub static plugin_version: c_uint = SLURM_VERSION_NUMBER;
 
 /// The plugin's own version.
 #[unsafe(no_mangle)]
-#[allow(non_upper_case_globals)]
+#[allow(non_upper_case_globals, reason = "Slurm's names")]
 pub static spank_plugin_version: c_uint = 1;
 
 const SUCCESS: c_int = 0;

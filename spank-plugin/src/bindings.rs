@@ -8,7 +8,8 @@
     dead_code,
     unreachable_pub,
     clippy::all,
-    clippy::undocumented_unsafe_blocks
+    clippy::undocumented_unsafe_blocks,
+    reason = "C's names, and all of a header whose part is used"
 )]
 
 include!(concat!(env!("OUT_DIR"), "/spank.rs"));

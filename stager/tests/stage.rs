@@ -1,6 +1,7 @@
 //! Whole runs over a local directory as the instance.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step fails the test")]
+#![allow(unreachable_pub, reason = "the helpers' modules end in this program")]
 
 mod support;
 

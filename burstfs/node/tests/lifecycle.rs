@@ -7,7 +7,7 @@
 //! This program is also that `burstfsd`: copied under that name, it speaks the control protocol and takes its part from
 //! the job's working directory (`/play/<part>`).
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 #[path = "lifecycle/fake_daemon.rs"]
 mod fake_daemon;
@@ -31,7 +31,7 @@ fn main() {
         return;
     }
     let node = node::Node::set_up();
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     for (name, scenario) in scenarios::ALL.iter().filter(|(name, _)| wanted.is_none_or(|wanted| name.contains(wanted)))
     {
         let begin = Instant::now();
@@ -40,14 +40,17 @@ fn main() {
             node.assert_clean();
         });
         println!("test {name} ... {} ({:.0?})", if result.is_ok() { "ok" } else { "FAILED" }, begin.elapsed());
-        if result.is_err() {
+        if result.is_ok() {
+            passed += 1;
+        } else {
             failed += 1;
             node.show_logs();
         }
         node.reset();
     }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     if failed > 0 {
-        println!("{failed} failed");
         std::process::exit(1);
     }
 }

@@ -175,7 +175,7 @@ macro_rules! rpcs {
                 fn try_from(reply: $reply) -> Result<Self, $reply> {
                     match reply {
                         $reply::$name(answer) => Ok($crate::Answer(answer)),
-                        #[allow(unreachable_patterns)]
+                        #[allow(unreachable_patterns, reason = "a table may have one RPC only")]
                         other => Err(other),
                     }
                 }

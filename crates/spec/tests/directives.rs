@@ -1,6 +1,6 @@
 //! Each rule of the directives' grammar, by example.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use burstfs_spec::{
     Accumulator, Capacity, CreateItems, EntryType, JobSpec, Layout, Preserve, PreserveSet, ProfileError, SpecError,

@@ -9,7 +9,7 @@ macro_rules! errnos {
         /// An error as POSIX names it, with Linux's number on every architecture that burstfs runs on. A service
         /// answers with one of these; nothing else reaches a user's system call.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-        #[allow(clippy::upper_case_acronyms)]
+        #[allow(clippy::upper_case_acronyms, reason = "POSIX's names")]
         pub enum Errno {
             $(#[doc = $text] $name,)*
         }

@@ -21,7 +21,9 @@ pub(super) struct Runner {
 }
 
 /// The bulk memory of one operation.
-pub(super) struct BulkPermit(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
+pub(super) struct BulkPermit(
+    #[allow(dead_code, reason = "it is held, and given back when dropped")] Option<OwnedSemaphorePermit>,
+);
 
 impl Runner {
     pub(super) fn new(runtime: Handle, operations_max: u32, bulk_bytes_max: usize) -> Runner {
