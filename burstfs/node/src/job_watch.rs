@@ -62,7 +62,8 @@ impl JobWatch {
     pub(crate) fn look(&mut self, now: Duration) -> Option<String> {
         match &self.question {
             Some(question) => {
-                let has_ended = matches!(process::wait_readable(question.pidfd.as_fd(), Some(Duration::ZERO)), Ok(true));
+                let has_ended =
+                    matches!(process::wait_readable(question.pidfd.as_fd(), Some(Duration::ZERO)), Ok(true));
                 if !has_ended && now < self.due {
                     return None;
                 }

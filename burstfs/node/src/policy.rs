@@ -477,7 +477,9 @@ mod tests {
         let event = || Event::JobEnded("COMPLETING".to_owned());
         for phase in [Phase::Starting, Phase::StagingIn] {
             let actions = machine(phase).apply(event(), Duration::ZERO);
-            assert!(matches!(&actions[0], Action::RecordFailed { failure, announce: false } if failure.code == Code::Cancelled));
+            assert!(
+                matches!(&actions[0], Action::RecordFailed { failure, announce: false } if failure.code == Code::Cancelled)
+            );
             assert_eq!(finish(&actions), Some(&Finish::Fail));
         }
         for phase in [Phase::Ready, Phase::Lost, Phase::Cancelling, Phase::Draining, Phase::Ending] {

@@ -449,7 +449,12 @@ impl Supervisor {
             fds.push(PollFd::from_borrowed_fd(daemon.control(), daemon.interest()));
             fds.push(PollFd::from_borrowed_fd(daemon.pidfd(), PollFlags::IN));
         }
-        fds.extend(self.job_watch.iter().filter_map(JobWatch::child).map(|child| PollFd::from_borrowed_fd(child, PollFlags::IN)));
+        fds.extend(
+            self.job_watch
+                .iter()
+                .filter_map(JobWatch::child)
+                .map(|child| PollFd::from_borrowed_fd(child, PollFlags::IN)),
+        );
         let left = left.map(process::timespec);
         matches!(rustix::event::poll(&mut fds, left.as_ref()), Ok(count) if count > 0)
     }

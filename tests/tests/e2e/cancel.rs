@@ -101,6 +101,8 @@ fn ensure_drained(s: &Scenario<'_>, job: &Job<'_>) -> Result<()> {
 #[test]
 fn cancelled_while_running() -> Result<()> {
     scenario("cancel-running", |s| {
+        // slurmd's own word for it.
+        s.allow(" ON node1 CANCELLED AT ");
         let job = endless(s, &[])?;
         job.wait_line("written")?;
         job.cancel()?;
