@@ -315,7 +315,8 @@ impl Life {
     async fn end(&self) -> Result<(), Failure> {
         let directory = &self.node.directory;
         self.supervisor.say(DaemonMessage::State(State::Draining)).await;
-        directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
+        let gone = directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
+        gone.lost.into_iter().for_each(|node| self.node.give_up(node));
         let drained = self.drain().await;
         if let Directory::Own(mgs, _) = directory {
             mgs.conclude(

@@ -41,6 +41,13 @@ impl Links {
         self.channels.send_replace(channels);
     }
 
+    /// Ends the channel to a node that will not come back.
+    pub(crate) fn give_up(&self, node: NodeIndex) {
+        if let Some(channel) = self.channels.borrow().get(usize::from(node.get())) {
+            channel.close();
+        }
+    }
+
     async fn channel(&self, node: u16) -> Result<Channel, RpcError> {
         let mut channels = self.channels.subscribe();
         let known = channels.wait_for(|channels| !channels.is_empty()).await.map_err(|_| RpcError::Closed)?;

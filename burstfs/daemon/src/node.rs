@@ -39,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) ost: Arc<Ost>,
     /// The numbers of this node's requests.
     pub(crate) xids: XidSource,
+    links: Links,
     /// Answers the others for as long as it lives.
     _server: Arc<ServerHandle>,
 }
@@ -114,6 +115,7 @@ impl Joining {
             directory: self.directory,
             map_generation: map.generation,
             xids: client.xids().clone(),
+            links,
             ost: targets.ost,
             _server: self.server,
         })
@@ -129,6 +131,13 @@ fn reach_node_0_as_the_mgs(map: &mut Map, directory: &Directory) {
 }
 
 impl Node {
+    /// A node will not come back: what it held answers EIO at once, instead of after a time-out for each request.
+    pub(crate) fn give_up(&self, node: NodeIndex) {
+        tracing::error!("{node} is lost; what it held cannot be drained");
+        self.fs.targets().give_up(node);
+        self.links.give_up(node);
+    }
+
     /// Serves the mount.
     pub(crate) async fn serve(&self, device: OwnedFd) -> Result<FuseSession, Failure> {
         let (fs, runtime) = (self.fs.clone(), tokio::runtime::Handle::current());
