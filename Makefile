@@ -23,7 +23,7 @@ build: ## build everything in release mode
 	$(CARGO) build $(CARGOFLAGS)
 
 install: ## install what was built: PREFIX, SYSCONFDIR, DESTDIR
-	tests/install '$(RELEASE)' '$(DESTDIR)' '$(PREFIX)' '$(SYSCONFDIR)'
+	slurm-conf/install '$(RELEASE)' '$(DESTDIR)' '$(PREFIX)' '$(SYSCONFDIR)'
 
 demo: setup build ## a real job on a virtual four-node Slurm, from nothing to nothing (root)
 	tests/demo/demo
