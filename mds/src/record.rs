@@ -16,7 +16,7 @@
 //!
 //! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
 
-use burstfs_types::{Attr, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
+use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,8 @@ pub(crate) enum Body {
     Symlink { target: Vec<u8> },
     Fifo,
     Socket,
+    Character(DeviceNumber),
+    Block(DeviceNumber),
 }
 
 impl Inode {
@@ -71,6 +73,8 @@ impl Inode {
             Body::Symlink { .. } => FileKind::Symlink,
             Body::Fifo => FileKind::Fifo,
             Body::Socket => FileKind::Socket,
+            Body::Character(device) => FileKind::Character(*device),
+            Body::Block(device) => FileKind::Block(*device),
         }
     }
 
@@ -79,7 +83,7 @@ impl Inode {
             Body::Regular { layout } => (0, Some(layout.clone())),
             Body::Directory { .. } => (DIRECTORY_SIZE, None),
             Body::Symlink { target } => (target.len() as u64, None),
-            Body::Fifo | Body::Socket => (0, None),
+            Body::Fifo | Body::Socket | Body::Character(_) | Body::Block(_) => (0, None),
         };
         Attr {
             ino,

@@ -287,7 +287,7 @@ impl<'a> PageWork<'a> {
             },
             FileKind::Regular => EntryKind::File,
             FileKind::Symlink => EntryKind::Symlink,
-            FileKind::Fifo | FileKind::Socket => {
+            FileKind::Fifo | FileKind::Socket | FileKind::Character(_) | FileKind::Block(_) => {
                 return self.refuse(name, EntryKind::Other, &EntryError::Special(Kind::from(entry.kind).text()));
             }
         };

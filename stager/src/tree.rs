@@ -165,6 +165,7 @@ impl From<FileKind> for Kind {
             FileKind::Symlink => Kind::Symlink,
             FileKind::Fifo => Kind::Special("named pipe"),
             FileKind::Socket => Kind::Special("socket"),
+            FileKind::Character(_) | FileKind::Block(_) => Kind::Special("device"),
         }
     }
 }

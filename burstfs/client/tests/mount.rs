@@ -239,8 +239,14 @@ fn links_and_special_files() {
     rustix::fs::mknodat(CWD, here.join("plain"), FileType::RegularFile, Mode::RWXU, 0).unwrap();
     fs::write(there.join("plain"), b"bytes").unwrap();
     assert_eq!(fs::read(here.join("plain")).unwrap(), b"bytes");
-    let device = rustix::fs::mknodat(CWD, here.join("null"), FileType::CharacterDevice, Mode::RWXU, 0x103);
-    assert_eq!(sys(device), Some(Errno::EPERM));
+    for (name, kind, device) in [("null", FileType::CharacterDevice, 0x103), ("loop", FileType::BlockDevice, 0x7_12345)]
+    {
+        rustix::fs::mknodat(CWD, here.join(name), kind, Mode::RWXU, device).unwrap();
+        let meta = fs::metadata(there.join(name)).unwrap();
+        assert_eq!((FileType::from_raw_mode(meta.mode()), meta.rdev()), (kind, device));
+        // The mount is nodev.
+        assert_eq!(errno(File::open(there.join(name))), Some(Errno::EACCES));
+    }
     assert_eq!(errno(fs::write(here.join(&"n".repeat(256)), b"")), Some(Errno::ENAMETOOLONG));
     fs::write(here.join(&"n".repeat(255)), b"").unwrap();
 }

@@ -132,7 +132,14 @@ const XATTRS: [&str; 6] = ["user.a", "user.b", "trusted.a", "security.x", "syste
 pub fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
     let (n, mode) = (0..64_usize, 0..0o10000_u16);
     let entry = || (n.clone(), n.clone());
-    let kind = prop::sample::select(vec![FileKind::Fifo, FileKind::Socket, FileKind::Regular, FileKind::Directory]);
+    let kind = prop::sample::select(vec![
+        FileKind::Fifo,
+        FileKind::Socket,
+        FileKind::Character(DeviceNumber(0x103)),
+        FileKind::Block(DeviceNumber(0x701)),
+        FileKind::Regular,
+        FileKind::Directory,
+    ]);
     let rename = prop::sample::select(vec![RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
     let xattr = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);
     let target = prop::sample::select(vec![b"t".to_vec(), vec![], vec![0], vec![b'x'; 4_095], vec![b'x'; 4_096]]);
@@ -417,7 +424,7 @@ impl Model {
             MdsRequest::SetAttr(it) => self.set_attr(it).map(MdsReply::SetAttr),
             MdsRequest::Create(it) => self.create(it, actual).map(MdsReply::Create),
             MdsRequest::Mknod(it) => {
-                let allowed = matches!(it.kind, FileKind::Regular | FileKind::Fifo | FileKind::Socket);
+                let allowed = !matches!(it.kind, FileKind::Directory | FileKind::Symlink);
                 let refused = if allowed { None } else { Some(Errno::EPERM) };
                 let made = |reply: &MdsReply| if let MdsReply::Mknod(attr) = reply { Some(attr.ino) } else { None };
                 let new = (it.kind, it.mode, it.uid, it.gid);
@@ -569,8 +576,8 @@ impl Model {
         match self.kind(ino) {
             _ if it.exclusive => Err(Errno::EEXIST),
             FileKind::Directory => Err(Errno::EISDIR),
-            FileKind::Symlink | FileKind::Fifo | FileKind::Socket => Err(Errno::ESTALE),
             FileKind::Regular => Ok(Created { attr: self.open(ino)?, is_new: false }),
+            _ => Err(Errno::ESTALE),
         }
     }
 
@@ -702,7 +709,7 @@ impl Model {
                 Ok(node.attr.clone())
             }
             FileKind::Directory => Err(Errno::EISDIR),
-            FileKind::Symlink | FileKind::Fifo | FileKind::Socket => Err(Errno::EINVAL),
+            _ => Err(Errno::EINVAL),
         }
     }
 

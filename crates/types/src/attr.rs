@@ -17,7 +17,15 @@ pub enum FileKind {
     Fifo,
     /// A socket's name.
     Socket,
+    /// A character device.
+    Character(DeviceNumber),
+    /// A block device.
+    Block(DeviceNumber),
 }
+
+/// Which device a device file stands for, in the kernel's own 32-bit form (`new_encode_dev`); only carried, never opened.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct DeviceNumber(pub u32);
 
 /// A point in time since the epoch, as `struct timespec` has it: `nanos` is below 10^9 also for times before the epoch.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

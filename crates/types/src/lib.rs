@@ -14,7 +14,7 @@ mod layout;
 pub mod limits;
 mod name;
 
-pub use attr::{Attr, FileKind, Timestamp};
+pub use attr::{Attr, DeviceNumber, FileKind, Timestamp};
 pub use code::{Area, Code, Failure};
 pub use errno::Errno;
 pub use ids::{ClientId, Ino, MdtIndex, NodeIndex, ObjectId, OstIndex, StripeIndex, Xid};

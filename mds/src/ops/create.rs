@@ -39,7 +39,9 @@ fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Re
         FileKind::Directory => return Err(Errno::EISDIR.into()),
         // The kernel believed that the name was free, or it would have followed or opened this itself: ESTALE makes it
         // look again.
-        FileKind::Symlink | FileKind::Fifo | FileKind::Socket => return Err(Errno::ESTALE.into()),
+        FileKind::Symlink | FileKind::Fifo | FileKind::Socket | FileKind::Character(_) | FileKind::Block(_) => {
+            return Err(Errno::ESTALE.into());
+        }
     }
     let inode = ns.existing(dentry.ino)?;
     ns.effects.opened = Some(dentry.ino);

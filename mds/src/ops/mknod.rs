@@ -1,4 +1,4 @@
-//! Makes a named pipe, a socket's name, or a regular file without opening it.
+//! Makes a named pipe, a socket's name, a device file, or a regular file without opening it.
 
 use burstfs_proto::mds::Mknod;
 use burstfs_types::{Attr, Errno, FileKind};
@@ -17,6 +17,8 @@ pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpE
     let inode = match request.kind {
         FileKind::Fifo => special(Body::Fifo),
         FileKind::Socket => special(Body::Socket),
+        FileKind::Character(device) => special(Body::Character(device)),
+        FileKind::Block(device) => special(Body::Block(device)),
         FileKind::Regular => {
             let layout = request.layout.clone().ok_or(Errno::EINVAL)?;
             regular(ns, &parent, request.mode, owner, layout)

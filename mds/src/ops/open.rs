@@ -13,6 +13,8 @@ pub(crate) fn open(ns: &mut Namespace<'_>, request: &Open) -> Result<Attr, OpErr
             Ok(inode.attr(request.ino))
         }
         FileKind::Directory => Err(Errno::EISDIR.into()),
-        FileKind::Symlink | FileKind::Fifo | FileKind::Socket => Err(Errno::EINVAL.into()),
+        FileKind::Symlink | FileKind::Fifo | FileKind::Socket | FileKind::Character(_) | FileKind::Block(_) => {
+            Err(Errno::EINVAL.into())
+        }
     }
 }

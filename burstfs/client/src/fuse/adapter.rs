@@ -242,11 +242,11 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
         let (name, owner) = (convert::name(name), owner(request));
-        let Some(kind) = convert::special_kind(mode) else {
+        let Some(kind) = convert::special_kind(mode, rdev) else {
             return reply.error(fuser::Errno::EPERM);
         };
         let new = NewSpecial { kind, mode: convert::permissions(mode), owner };

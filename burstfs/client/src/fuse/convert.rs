@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use burstfs_proto::mds::{RenameMode, SetTime};
 use burstfs_proto::oss::AllocateMode;
-use burstfs_types::{Attr, FileKind, Ino, Timestamp};
+use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Timestamp};
 use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
 
 use crate::fs::{FsError, FsStatfs};
@@ -38,12 +38,14 @@ pub(super) fn permissions(mode: u32) -> u16 {
     (mode & 0o7777) as u16
 }
 
-/// What `mknod` shall make; `None` for devices, which nobody may make here.
-pub(super) fn special_kind(mode: u32) -> Option<FileKind> {
+/// What `mknod` shall make; `device` counts for devices only.
+pub(super) fn special_kind(mode: u32, device: u32) -> Option<FileKind> {
     match mode & libc::S_IFMT {
         0 | libc::S_IFREG => Some(FileKind::Regular),
         libc::S_IFIFO => Some(FileKind::Fifo),
         libc::S_IFSOCK => Some(FileKind::Socket),
+        libc::S_IFCHR => Some(FileKind::Character(DeviceNumber(device))),
+        libc::S_IFBLK => Some(FileKind::Block(DeviceNumber(device))),
         _ => None,
     }
 }
@@ -55,6 +57,8 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
         FileKind::Symlink => FileType::Symlink,
         FileKind::Fifo => FileType::NamedPipe,
         FileKind::Socket => FileType::Socket,
+        FileKind::Character(_) => FileType::CharDevice,
+        FileKind::Block(_) => FileType::BlockDevice,
     }
 }
 
@@ -72,7 +76,10 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: match attr.kind {
+            FileKind::Character(DeviceNumber(device)) | FileKind::Block(DeviceNumber(device)) => device,
+            _ => 0,
+        },
         blksize: if attr.kind == FileKind::Regular { FILE_BLOCK_BYTES } else { BLOCK_BYTES },
         flags: 0,
     }
@@ -178,6 +185,6 @@ mod tests {
         assert!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).is_err());
         assert!(allocate_mode(libc::FALLOC_FL_COLLAPSE_RANGE).is_err());
         assert!(allocate_mode(libc::FALLOC_FL_PUNCH_HOLE).is_err());
-        assert_eq!(special_kind(libc::S_IFCHR | 0o666), None);
+        assert_eq!(special_kind(libc::S_IFDIR | 0o777, 0), None);
     }
 }
