@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e bench-start lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e posix bench-start lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +43,9 @@ unit: ## only the tests that need no cluster
 
 e2e: ## only the tests on the virtual cluster (root)
 	@tests/run setup build e2e
+
+posix: ## pjdfstest and fsx on the mount of a four-node instance (root)
+	@tests/run setup build posix
 
 bench-start: setup build ## times of start and end, stage-in and drain, memory: a table and target/bench/start.json (root)
 	tests/benches/run start
