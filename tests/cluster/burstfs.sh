@@ -9,11 +9,14 @@ install_burstfs() {
   local conf=$STATE/etc/slurm/plugstack.conf.d/burstfs.conf site=$STATE/etc/burstfs
   mkdir -p "$STATE/install$PREFIX"
   with_burstfs || return 0
+  # An administrator's own configuration would be kept; here it is made anew.
+  rm -f "$STATE"/install/etc/burstfs/*
   make --no-print-directory -s -C "$TOP" install DESTDIR="$STATE/install" PREFIX="$PREFIX" SYSCONFDIR=/etc || return 1
   mkdir -p "$site"
   cp "$STATE"/install/etc/burstfs/* "$site/"
   set_key "$site/burstfs.toml" nvme "\"$NVME_DIR\""
   set_key "$site/burstfs.toml" default_capacity '"200MiB"'
+  set_key "$site/burstfs.toml" silence '"15s"'
   set_key "$site/burstfs.toml" max_per_node "\"$((NVME_MB * 9 / 10))MiB\""
   cp "$site/plugstack.conf" "$conf"
   if [ -f "$site/job_submit.lua" ]; then cp "$site/job_submit.lua" "$STATE/etc/slurm/job_submit.lua"; fi

@@ -94,10 +94,14 @@ network_join() {
   nsenter -t "$pid" -n sh -ec "ip addr add $NET.$((10 + ${node#node}))/24 dev eth0; ip link set eth0 up"
 }
 
-# Cuts the node's power: every process of its pid namespace is killed at once, its mounts and its network go with the last of them.
+# Cuts the node's power: its cable first, so that no dying process says goodbye; then every process of its pid namespace is killed
+# at once, and its mounts and its network go with the last of them.
 node_off() {
-  local node=$1 pid
+  local node=$1 pid login
   if pid=$(node_pid "$node"); then
+    if login=$(node_pid "$LOGIN") && [ "$node" != "$LOGIN" ]; then
+      nsenter -t "$login" -n ip link del "v-$node" 2>/dev/null
+    fi
     kill -KILL "$pid" 2>/dev/null
     wait_until "$node to go down" "$WAIT_SECONDS" is_off "$node" || return 1
   fi

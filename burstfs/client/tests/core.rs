@@ -155,7 +155,13 @@ fn a_node_given_up_answers_at_once_with_an_i_o_error() {
         assert_eq!(fs.write(&open, 0, WriteData::Lent(b"x"), false).await.unwrap_err().errno(), Errno::EIO);
         assert_eq!(fs.getattr(far.ino).await.unwrap_err().errno(), Errno::EIO);
         assert_eq!(fs.lookup(lost, b"x").await.unwrap_err().errno(), Errno::EIO);
-        assert_eq!(fs.statfs().await.unwrap_err().errno(), Errno::EIO);
+        let capacity = cluster.client(1).statfs().await.unwrap().capacity;
+        assert_eq!(fs.statfs().await.unwrap().capacity, capacity / 3 * 2, "what is lost does not count");
+        let listing = fs.readdir_plus(Ino::ROOT, 0, 9).await.unwrap();
+        let listed = |ino| listing.entries.iter().find(|entry| entry.ino == ino).unwrap();
+        assert_eq!(listed(near.ino).attr.as_ref().unwrap().size, 4);
+        assert_eq!(listed(lost).attr, None, "a directory of the lost node is only a name");
+        assert!(listed(far.ino).attr.as_ref().unwrap().layout.is_some(), "where the bytes were is known");
         assert_eq!(fs.getattr(near.ino).await.unwrap().size, 4);
         fs.rename((Ino::ROOT, b"near"), (Ino::ROOT, b"renamed"), RenameMode::Replace).await.unwrap();
         // What could not be opened is not left registered: its inode goes with its name.

@@ -37,14 +37,15 @@ use tokio::sync::mpsc;
 use crate::control::{self, Supervisor};
 use crate::directory::Directory;
 use crate::job;
+use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::node::{self, Node};
 use crate::staging::{self, Conclusion, Staging};
 
 /// Between two reports to the MGS and the supervisor.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// A node of which nothing was heard for so long is given up: longer than its daemon takes to be started again.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often the MGS notes of whom it has heard nothing.
+const TICK: Duration = Duration::from_secs(1);
 /// How long a node that could not start tries to tell the MGS. Node 0 may have failed and ended before it; the others then
 /// find out by themselves.
 const FAILURE_TOLD: Duration = Duration::from_secs(2);
@@ -205,6 +206,7 @@ async fn begin(
         staging: staging.clone(),
         supervisor: supervisor.clone(),
         advances: advances.clone(),
+        lost: node.lost.clone(),
     });
     tokio::spawn({
         let reporter = reporter.clone();
@@ -217,7 +219,7 @@ async fn begin(
 
 /// Node 0 looks after the start of all: the time, the job, nodes that fall silent.
 fn watch_start(mgs: Arc<MgsDriver>, description: Arc<InstanceDescription>) {
-    let own = NodeIndex::new(description.node_index);
+    let ticks_max = ticks(node::silence(&description));
     let for_time = mgs.clone();
     let timeout = node::start_timeout(&description);
     tokio::spawn(async move {
@@ -234,10 +236,15 @@ fn watch_start(mgs: Arc<MgsDriver>, description: Arc<InstanceDescription>) {
     });
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(REPORT_INTERVAL).await;
-            mgs.lose_silent(own, SILENCE_MAX);
+            tokio::time::sleep(TICK).await;
+            mgs.tick(ticks_max);
         }
     });
+}
+
+/// How many ticks make a time, rounded up.
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX)
 }
 
 impl Life {
@@ -316,7 +323,7 @@ impl Life {
         let directory = &self.node.directory;
         self.supervisor.say(DaemonMessage::State(State::Draining)).await;
         let gone = directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
-        gone.lost.into_iter().for_each(|node| self.node.give_up(node));
+        self.node.lost.heed(&gone.lost);
         let drained = self.drain().await;
         if let Directory::Own(mgs, _) = directory {
             mgs.conclude(
@@ -395,6 +402,7 @@ struct Reporter {
     staging: Arc<Staging>,
     supervisor: Supervisor,
     advances: Arc<AtomicU64>,
+    lost: Arc<LostNodes>,
 }
 
 impl Reporter {
@@ -410,8 +418,9 @@ impl Reporter {
     async fn tell(&self) {
         let report = self.report().await;
         self.supervisor.say(DaemonMessage::Progress(self.progress(&report))).await;
-        if let Err(error) = self.directory.call(report).await {
-            tracing::debug!("the MGS does not hear this node's report: {error}");
+        match self.directory.call(report).await {
+            Ok(news) => self.lost.heed(&news.lost),
+            Err(error) => tracing::debug!("the MGS does not hear this node's report: {error}"),
         }
     }
 

@@ -89,7 +89,10 @@ impl ObjectRemover for Remover {
         let mut failed = HashSet::new();
         for ost in osts {
             let of_ost = objects.iter().filter(|(at, _)| *at == ost).map(|(_, object)| *object).collect();
-            if let Err(error) = self.remove_from(ost, of_ost).await {
+            if let Err(error) = self.remove_from(ost, of_ost).await
+                // The node was given up, and its objects with it.
+                && !matches!(error, RpcError::Closed)
+            {
                 tracing::warn!("{} to {ost}: {error}; it is tried again", Remove::NAME);
                 failed.insert(ost);
             }

@@ -9,6 +9,7 @@ mod directory;
 mod job;
 mod life;
 mod links;
+mod lost;
 mod mgs;
 mod node;
 mod rendezvous;

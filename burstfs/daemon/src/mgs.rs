@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use burstfs_mgs::{Conclusion, Identity, Mgs, Queue};
-use burstfs_proto::mgs::{Barrier, MgsReply, MgsRequest, State, WaitMap, Waited};
+use burstfs_mgs::{Conclusion, Identity, Mgs, Queue, Silence};
+use burstfs_proto::mgs::{Barrier, MgsReply, MgsRequest, News, State, WaitMap, Waited};
 use burstfs_proto::service::Caller;
 use burstfs_proto::stage::{Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
 use burstfs_types::{Errno, Failure, NodeIndex};
@@ -40,7 +40,8 @@ pub(crate) struct MgsDriver {
     stages: Mutex<Stages>,
     changes: watch::Sender<u64>,
     state_file: PathBuf,
-    last_heard: Mutex<HashMap<NodeIndex, Instant>>,
+    own: NodeIndex,
+    silence: Mutex<Silence>,
     /// Nodes that know that the start has failed.
     failed: Mutex<HashSet<NodeIndex>>,
 }
@@ -58,20 +59,24 @@ struct StageQueue {
 
 impl MgsDriver {
     /// The MGS of an instance whose state is kept in `dir`; goes on from what is there.
-    pub(crate) fn open(dir: &Path, identity: Identity, incarnation: u64) -> anyhow::Result<MgsDriver> {
+    pub(crate) fn open(dir: &Path, own: NodeIndex, identity: Identity, incarnation: u64) -> anyhow::Result<MgsDriver> {
         std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
         let state_file = dir.join("state.json");
-        let mgs = match std::fs::read(&state_file) {
+        let mgs: Mgs = match std::fs::read(&state_file) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}", state_file.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Mgs::new(identity),
             Err(error) => return Err(error).with_context(|| format!("{}", state_file.display())),
         };
+        // Whoever joined before this life began is listened for, or would never be missed.
+        let mut silence = Silence::default();
+        mgs.joined().into_iter().for_each(|node| silence.expect(node));
         Ok(MgsDriver {
             mgs: Mutex::new(mgs),
             stages: Mutex::new(Stages { queues: HashMap::new(), first_id: incarnation }),
             changes: watch::Sender::new(0),
             state_file,
-            last_heard: Mutex::default(),
+            own,
+            silence: Mutex::new(silence),
             failed: Mutex::default(),
         })
     }
@@ -98,8 +103,9 @@ impl MgsDriver {
             }
             MgsRequest::Report(report) => {
                 self.heard(report.node);
-                self.lock().report(report);
-                Ok(MgsReply::Report(()))
+                let mut mgs = self.lock();
+                mgs.report(report);
+                Ok(MgsReply::Report(News { lost: mgs.lost() }))
             }
             MgsRequest::Fail(fail) => {
                 tracing::warn!("{}: {}", fail.node, fail.failure);
@@ -182,8 +188,7 @@ impl MgsDriver {
         let mut changes = self.changes.subscribe();
         let is_known = || {
             let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            let heard = self.last_heard.lock().unwrap_or_else(PoisonError::into_inner);
-            heard.keys().all(|node| failed.contains(node))
+            self.lock_silence().nodes().all(|node| failed.contains(&node))
         };
         while !is_known() {
             if changes.changed().await.is_err() {
@@ -197,24 +202,23 @@ impl MgsDriver {
         self.lock().lost()
     }
 
-    /// Gives up every node but `own` of which nothing was heard for `silence`. Asked now and then, once all have joined.
-    pub(crate) fn lose_silent(&self, own: NodeIndex, silence: Duration) {
-        let now = Instant::now();
-        let silent: Vec<NodeIndex> = {
-            let heard = self.last_heard.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_silent = |(node, at): &(&NodeIndex, &Instant)| **node != own && now.duration_since(**at) > silence;
-            heard.iter().filter(is_silent).map(|(node, _)| *node).collect()
-        };
-        for node in silent {
-            self.lose(node, silence);
+    /// Another tick of time has passed: gives up every node but this of which nothing was heard for `ticks_max` of them.
+    pub(crate) fn tick(&self, ticks_max: u32) {
+        let silent = self.lock_silence().tick(ticks_max);
+        for node in silent.into_iter().filter(|node| *node != self.own) {
+            self.lose(node);
         }
     }
 
-    fn lose(&self, node: NodeIndex, silence: Duration) {
-        if self.lock().lost().contains(&node) {
-            return;
-        }
-        tracing::error!("{node} is given up: nothing was heard of it for {silence:?}");
+    fn lose(&self, node: NodeIndex) {
+        let host = {
+            let mgs = self.lock();
+            if mgs.lost().contains(&node) {
+                return;
+            }
+            mgs.host(node).to_owned()
+        };
+        tracing::error!("{host} is given up: nothing was heard of it for too long");
         self.change(|mgs| mgs.lose(node));
         let undoable: Vec<_> = {
             let mut stages = self.lock_stages();
@@ -228,7 +232,7 @@ impl MgsDriver {
     }
 
     fn heard(&self, node: NodeIndex) {
-        self.last_heard.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now());
+        self.lock_silence().heard(node);
     }
 
     fn finish(&self, direction: Direction, finished: Vec<Finished>) {
@@ -308,6 +312,10 @@ impl MgsDriver {
         self.mgs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_silence(&self) -> MutexGuard<'_, Silence> {
+        self.silence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_stages(&self) -> MutexGuard<'_, Stages> {
         self.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -317,7 +325,7 @@ impl MgsDriver {
 mod tests {
     use std::net::SocketAddr;
 
-    use burstfs_proto::mgs::{Join, Phase};
+    use burstfs_proto::mgs::{BarrierDone, Join, Phase, Report, StageFigures};
     use burstfs_types::{ClientId, Code, Xid};
 
     use super::*;
@@ -343,7 +351,7 @@ mod tests {
             hosts: vec!["node1".into(), "node2".into()],
             capacity: 1,
         };
-        Arc::new(MgsDriver::open(dir, identity, 1_000).unwrap())
+        Arc::new(MgsDriver::open(dir, NodeIndex::new(0), identity, 1_000).unwrap())
     }
 
     fn join(node: u16) -> MgsRequest {
@@ -353,6 +361,14 @@ mod tests {
 
     fn barrier(node: u16, wait_ms: u32) -> MgsRequest {
         MgsRequest::Barrier(Barrier { node: NodeIndex::new(node), phase: Phase::StagedIn, wait_ms })
+    }
+
+    async fn news(mgs: &MgsDriver, node: u16) -> News {
+        let figures = StageFigures::default();
+        let node = NodeIndex::new(node);
+        let report = Report { node, capacity: 0, used: 0, stage_in: figures, stage_out: figures };
+        let Ok(MgsReply::Report(news)) = mgs.call(MgsRequest::Report(report)).await else { panic!("no news") };
+        news
     }
 
     async fn take(mgs: &MgsDriver, node: u16, xid: u64, finished: Vec<Finished>) -> Taken {
@@ -423,19 +439,35 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_node_is_given_up() {
+    #[tokio::test]
+    async fn a_silent_node_is_given_up_and_the_others_hear_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let mgs = driver(dir.path());
         mgs.call(join(0)).await.unwrap();
         mgs.call(join(1)).await.unwrap();
-        tokio::time::advance(Duration::from_secs(5)).await;
-        mgs.lose_silent(NodeIndex::new(0), Duration::from_secs(10));
+        assert_eq!(news(&mgs, 0).await.lost, []);
+        mgs.tick(2);
         assert_eq!(mgs.lost(), []);
-        tokio::time::advance(Duration::from_secs(10)).await;
-        mgs.lose_silent(NodeIndex::new(0), Duration::from_secs(10));
+        mgs.tick(2);
         assert_eq!(mgs.lost(), [NodeIndex::new(1)]);
+        assert_eq!(news(&mgs, 0).await.lost, [NodeIndex::new(1)]);
         let answer = mgs.call(barrier(0, 0)).await;
         assert!(matches!(answer, Ok(MgsReply::Barrier(Waited::Failed(failure))) if failure.code == Code::NodeMissing));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_never_speaks_to_a_restarted_node_0_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        for request in [join(0), join(1), barrier(0, 0), barrier(1, 0)] {
+            mgs.call(request).await.unwrap();
+        }
+        let again = driver(dir.path());
+        again.tick(1);
+        assert_eq!(again.lost(), [NodeIndex::new(1)]);
+        assert_eq!(
+            again.call(barrier(0, 0)).await,
+            Ok(MgsReply::Barrier(Waited::Done(BarrierDone { lost: again.lost() })))
+        );
     }
 }

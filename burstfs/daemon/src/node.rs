@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::directory::Directory;
 use crate::links::{Links, RPC_TIMEOUT, Remover};
+use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::rendezvous;
 use crate::roles::{Roles, Targets};
@@ -39,7 +40,8 @@ pub(crate) struct Node {
     pub(crate) ost: Arc<Ost>,
     /// The numbers of this node's requests.
     pub(crate) xids: XidSource,
-    links: Links,
+    /// Nodes that will not come back.
+    pub(crate) lost: Arc<LostNodes>,
     /// Answers the others for as long as it lives.
     _server: Arc<ServerHandle>,
 }
@@ -110,12 +112,13 @@ impl Joining {
         links.set_map(&map);
         self.targets.send_replace(Some(targets.clone()));
         spawn_destroyer(own, &targets, &links);
+        let fs = Arc::new(client_fs(own, &map, &targets, &client));
         Ok(Node {
-            fs: Arc::new(client_fs(own, &map, &targets, &client)),
+            lost: Arc::new(LostNodes::new(own, description.nodes.clone(), fs.clone(), links)),
+            fs,
             directory: self.directory,
             map_generation: map.generation,
             xids: client.xids().clone(),
-            links,
             ost: targets.ost,
             _server: self.server,
         })
@@ -131,13 +134,6 @@ fn reach_node_0_as_the_mgs(map: &mut Map, directory: &Directory) {
 }
 
 impl Node {
-    /// A node will not come back: what it held answers EIO at once, instead of after a time-out for each request.
-    pub(crate) fn give_up(&self, node: NodeIndex) {
-        tracing::error!("{node} is lost; what it held cannot be drained");
-        self.fs.targets().give_up(node);
-        self.links.give_up(node);
-    }
-
     /// Serves the mount.
     pub(crate) async fn serve(&self, device: OwnedFd) -> Result<FuseSession, Failure> {
         let (fs, runtime) = (self.fs.clone(), tokio::runtime::Handle::current());
@@ -157,7 +153,8 @@ fn open_mgs(description: &InstanceDescription) -> anyhow::Result<MgsDriver> {
         hosts: description.nodes.clone(),
         capacity: description.capacity_bytes.saturating_mul(nodes),
     };
-    MgsDriver::open(&description.data_dir.join("mgs"), identity, description.incarnation)
+    let own = NodeIndex::new(description.node_index);
+    MgsDriver::open(&description.data_dir.join("mgs"), own, identity, description.incarnation)
 }
 
 fn client(description: &InstanceDescription, tcp: &Arc<Tcp>, id: ClientId) -> Client {
@@ -210,4 +207,9 @@ fn spawn_destroyer(own: NodeIndex, targets: &Targets, links: &Links) {
 /// Until when all nodes must have joined.
 pub(crate) fn start_timeout(description: &InstanceDescription) -> Duration {
     Duration::from_millis(description.timeouts.start_ms)
+}
+
+/// After how long without a word a node is lost.
+pub(crate) fn silence(description: &InstanceDescription) -> Duration {
+    Duration::from_millis(description.timeouts.silence_ms)
 }

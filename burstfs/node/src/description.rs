@@ -84,6 +84,8 @@ pub struct Timeouts {
     pub start_ms: u64,
     /// Without any progress of a staging or a drain.
     pub no_progress_ms: u64,
+    /// Without a word from a node, until it is lost.
+    pub silence_ms: u64,
 }
 
 /// A specification as the text of its canonical JSON.
@@ -127,7 +129,7 @@ mod tests {
             stdout: Some("/home/alice/slurm-%j.out".into()),
             slurm_conf: None,
             network: Network { mgs_port_base: 27400, mgs_port_count: 512, transport: Transport::Auto },
-            timeouts: Timeouts { start_ms: 60_000, no_progress_ms: 600_000 },
+            timeouts: Timeouts { start_ms: 60_000, no_progress_ms: 600_000, silence_ms: 30_000 },
             restarted: false,
             incarnation: 1,
         };

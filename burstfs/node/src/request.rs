@@ -180,7 +180,7 @@ mod tests {
             default_bytes_per_node: 1 << 30,
             max_bytes_per_node: Some(1 << 40),
             network: Network { mgs_port_base: 1, mgs_port_count: 1, transport: Transport::Auto },
-            timeouts: Timeouts { start_ms: 1, no_progress_ms: 1 },
+            timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: 1 },
         }
     }
 

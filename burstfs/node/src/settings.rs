@@ -42,6 +42,7 @@ impl Settings {
             timeouts: Timeouts {
                 start_ms: millis(config.timeouts.start),
                 no_progress_ms: millis(config.timeouts.no_progress),
+                silence_ms: millis(config.timeouts.silence),
             },
         })
     }

@@ -96,6 +96,9 @@ pub struct Timeouts {
     /// Of a staging or a drain without any progress.
     #[serde(with = "values::duration")]
     pub no_progress: Duration,
+    /// Of a node while its instance lives: then it is lost. Longer than a daemon takes to be started again.
+    #[serde(with = "values::duration")]
+    pub silence: Duration,
 }
 
 impl Default for SiteConfig {
@@ -129,7 +132,11 @@ impl Default for Network {
 
 impl Default for Timeouts {
     fn default() -> Timeouts {
-        Timeouts { start: Duration::from_secs(60), no_progress: Duration::from_secs(600) }
+        Timeouts {
+            start: Duration::from_secs(60),
+            no_progress: Duration::from_secs(600),
+            silence: Duration::from_secs(30),
+        }
     }
 }
 
@@ -180,7 +187,8 @@ impl SiteConfig {
                 format!("{} is above max_per_node, {max}; lower one or raise the other", self.default_capacity);
             return Some(("default_capacity", message));
         }
-        let zero = [("start", self.timeouts.start), ("no_progress", self.timeouts.no_progress)];
+        let Timeouts { start, no_progress, silence } = self.timeouts;
+        let zero = [("start", start), ("no_progress", no_progress), ("silence", silence)];
         if let Some((key, _)) = zero.into_iter().find(|(_, timeout)| timeout.is_zero()) {
             return Some((key, "a time-out of nothing would always have passed; say for instance \"60s\"".to_owned()));
         }

@@ -121,7 +121,7 @@ impl Mgs {
     pub fn reach(&mut self, node: NodeIndex, phase: Phase) {
         let index = usize::from(node.get());
         if phase > Phase::StagedIn && index < self.nodes.len() && !self.has_passed(Phase::StagedIn) {
-            let host = self.identity.hosts.get(index).map_or("?", String::as_str);
+            let host = self.host(node);
             let message = format!("{host}: the job ended there before the file system was ready");
             self.fail(Failure::new(Code::Cancelled, message));
         }
@@ -169,7 +169,7 @@ impl Mgs {
         // Asked before the node is left out, else the loss of the last that is late would complete the barrier.
         let is_ready = self.has_passed(Phase::StagedIn);
         if !is_ready {
-            let host = self.identity.hosts.get(index).map_or("?", String::as_str);
+            let host = self.host(node);
             self.fail(Failure::new(Code::NodeMissing, format!("{host}: was lost while the file system started")));
         }
         if let Some(node) = self.nodes.get_mut(index).filter(|node| !node.is_lost) {
@@ -182,6 +182,17 @@ impl Mgs {
     pub fn lost(&self) -> Vec<NodeIndex> {
         let lost = (0_u16..).map(NodeIndex::new).zip(&self.nodes).filter(|(_, node)| node.is_lost);
         lost.map(|(index, _)| index).collect()
+    }
+
+    /// The name of a node.
+    pub fn host(&self, node: NodeIndex) -> &str {
+        self.identity.hosts.get(usize::from(node.get())).map_or("?", String::as_str)
+    }
+
+    /// Nodes that have joined, those that were given up among them.
+    pub fn joined(&self) -> Vec<NodeIndex> {
+        let joined = (0_u16..).map(NodeIndex::new).zip(&self.nodes).filter(|(_, node)| node.joined.is_some());
+        joined.map(|(index, _)| index).collect()
     }
 
     /// A node's figures.
@@ -250,7 +261,15 @@ impl Mgs {
             Some(Conclusion::Held(failure)) => Some(failure.to_string()),
             Some(Conclusion::Drained) | None => None,
         };
-        self.failure.as_ref().map(Failure::to_string).or(held).unwrap_or_default()
+        self.failure.as_ref().map(Failure::to_string).or(held).or_else(|| self.lost_words()).unwrap_or_default()
+    }
+
+    fn lost_words(&self) -> Option<String> {
+        let lost = self.identity.hosts.iter().zip(&self.nodes).filter(|(_, node)| node.is_lost);
+        let lost: Vec<String> = lost.map(|(host, _)| host.clone()).collect();
+        let failure =
+            || Failure::new(Code::NodeLost, format!("{}: lost, with what it held", hostlist::compress(&lost)));
+        (!lost.is_empty()).then(|| failure().to_string())
     }
 
     fn missing(&self) -> Vec<String> {
@@ -347,6 +366,8 @@ mod tests {
         let lost = vec![NodeIndex::new(1)];
         assert_eq!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost }));
         assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
+        assert_eq!(mgs.status().reason, "E303: node2: lost, with what it held");
+        assert_eq!(mgs.joined().len(), 2);
     }
 
     #[test]

@@ -17,6 +17,8 @@
 mod directory;
 pub mod ports;
 mod queue;
+mod silence;
 
 pub use directory::{Conclusion, Identity, JoinRefused, Mgs};
 pub use queue::Queue;
+pub use silence::Silence;

@@ -16,8 +16,8 @@ rpcs! {
     0x0302 ReadOnly WaitMap(WaitMap) -> Waited<Map>;
     /// A node has reached a phase; waits until all have (long poll).
     0x0303 Idempotent Barrier(Barrier) -> Waited<BarrierDone>;
-    /// A node's figures, about once a second.
-    0x0304 Idempotent Report(Report) -> ();
+    /// A node's figures, about once a second; the answer is what it must know.
+    0x0304 Idempotent Report(Report) -> News;
     /// A node cannot go on starting.
     0x0305 Idempotent Fail(Fail) -> ();
     /// The instance as people see it.
@@ -132,6 +132,13 @@ pub struct Report {
     pub stage_in: StageFigures,
     /// Its part of the drain.
     pub stage_out: StageFigures,
+}
+
+/// What every node must know, however its part stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct News {
+    /// Nodes that were given up.
+    pub lost: Vec<NodeIndex>,
 }
 
 /// Why a node cannot go on starting.

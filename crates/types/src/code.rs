@@ -111,6 +111,8 @@ codes! {
         "The daemon of a node ended while the job ran and was started again. Files that were open on that node answer ENOTCONN; everything that a system call had completed is there.";
     DaemonLost = 302, "burstfsd keeps failing",
         "The daemon of a node ended several times in a row and is not started again until the job's end.";
+    NodeLost = 303, "a node of the instance was lost",
+        "Nothing was heard of the node for the time-out that burstfs.toml names silence. What needs it answers EIO at once; the rest of the instance goes on, and the receipt of the drain names what is missing. If the node comes back, it keeps its part until an administrator removes it with `burstfs-node gc`.";
 
     DrainFailed = 401, "stage_out failed for some files",
         "The receipt names each of them with the reason. What could not be drained is kept on the nodes.";

@@ -6,7 +6,7 @@ use burstfs_placement::{file_size, object_size};
 use burstfs_proto::mds::{GetAttr, SetAttr, SetTime};
 use burstfs_proto::oss::{Glimpse, ObjectAttr, SetTimes, Truncate};
 use burstfs_types::{Attr, FileKind, Ino, Layout, ObjectId, OstIndex, StripeIndex, Timestamp, limits};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::ClientFs;
 use super::error::FsError;
@@ -125,22 +125,40 @@ impl ClientFs {
         &self,
         objects: impl Iterator<Item = (OstIndex, ObjectId)>,
     ) -> Result<Vec<(ObjectId, ObjectAttr)>, FsError> {
+        let known = try_join_all(self.glimpses(objects)).await?;
+        Ok(known.into_iter().flatten().collect())
+    }
+
+    /// The same, without the objects of nodes that are lost.
+    pub(super) async fn glimpse_reachable(
+        &self,
+        objects: impl Iterator<Item = (OstIndex, ObjectId)>,
+    ) -> Result<Vec<(ObjectId, ObjectAttr)>, FsError> {
+        let known = join_all(self.glimpses(objects)).await;
+        let known = known.into_iter().filter(|known| !known.as_ref().is_err_and(FsError::is_of_lost_node));
+        Ok(known.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    fn glimpses(
+        &self,
+        objects: impl Iterator<Item = (OstIndex, ObjectId)>,
+    ) -> Vec<impl Future<Output = Result<Vec<(ObjectId, ObjectAttr)>, FsError>>> {
         let mut by_ost: BTreeMap<OstIndex, Vec<ObjectId>> = BTreeMap::new();
         for (ost, object) in objects {
             by_ost.entry(ost).or_default().push(object);
         }
         let requests = by_ost.iter().flat_map(|(ost, objects)| {
-            objects.chunks(GLIMPSE_OBJECTS_MAX).map(move |chunk| self.glimpse_one(*ost, chunk))
+            objects.chunks(GLIMPSE_OBJECTS_MAX).map(|chunk| self.glimpse_one(*ost, chunk.to_vec()))
         });
-        Ok(try_join_all(requests).await?.into_iter().flatten().collect())
+        requests.collect()
     }
 
-    async fn glimpse_one(&self, ost: OstIndex, objects: &[ObjectId]) -> Result<Vec<(ObjectId, ObjectAttr)>, FsError> {
-        let known = self.targets.oss(ost, Glimpse { objects: objects.to_vec() }).await?;
+    async fn glimpse_one(&self, ost: OstIndex, objects: Vec<ObjectId>) -> Result<Vec<(ObjectId, ObjectAttr)>, FsError> {
+        let known = self.targets.oss(ost, Glimpse { objects: objects.clone() }).await?;
         if known.len() != objects.len() {
             return Err(FsError::WrongReply { rpc: "Glimpse" });
         }
-        Ok(objects.iter().copied().zip(known).filter_map(|(object, attr)| Some((object, attr?))).collect())
+        Ok(objects.into_iter().zip(known).filter_map(|(object, attr)| Some((object, attr?))).collect())
     }
 }
 

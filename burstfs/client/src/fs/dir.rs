@@ -22,7 +22,7 @@ pub struct PlusEntry {
     pub kind: FileKind,
     /// Where to go on behind it.
     pub cookie: u64,
-    /// Its attributes; `None` when it was removed meanwhile.
+    /// Its attributes; `None` when it was removed meanwhile, or is a directory whose node is lost.
     pub attr: Option<Attr>,
 }
 
@@ -42,7 +42,8 @@ impl ClientFs {
         self.targets.mds(ino.mdt(), request).await
     }
 
-    /// The same with attributes: one glimpse per OST for all of the files in it.
+    /// The same with attributes: one glimpse per OST for all of the files in it. A lost node spoils nothing but its own: size
+    /// and times of files whose objects it holds are the MDT's.
     pub async fn readdir_plus(&self, ino: Ino, cookie: u64, entries_max: u32) -> Result<PlusListing, FsError> {
         let request = Readdir { ino, cookie, entries_max, with_attrs: true };
         let listing = self.targets.mds(ino.mdt(), request).await?;
@@ -52,7 +53,7 @@ impl ClientFs {
             files.flat_map(|(ino, layout)| layout.stripes().map(move |(stripe, ost)| (ost, ObjectId { ino, stripe })));
         let objects: Vec<_> = objects.collect();
         let mut by_file: HashMap<Ino, Vec<(StripeIndex, ObjectAttr)>> = HashMap::new();
-        for (object, attr) in self.glimpse_all(objects.into_iter()).await? {
+        for (object, attr) in self.glimpse_reachable(objects.into_iter()).await? {
             by_file.entry(object.ino).or_default().push((object.stripe, attr));
         }
         for attr in entries.iter_mut().filter_map(|entry| entry.attr.as_mut()) {
@@ -70,7 +71,7 @@ impl ClientFs {
             Some(attr) => Some(attr),
             None => match self.targets.mds(entry.ino.mdt(), GetAttr { ino: entry.ino }).await {
                 Ok(attr) => Some(attr),
-                Err(error) if error.is_gone() => None,
+                Err(error) if error.is_gone() || error.is_of_lost_node() => None,
                 Err(error) => return Err(error),
             },
         };

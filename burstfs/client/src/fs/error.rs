@@ -1,5 +1,6 @@
 //! What can go wrong with an operation, and what a user sees of it.
 
+use burstfs_net::RpcError;
 use burstfs_types::{Errno, Ino, InvalidName, NodeIndex};
 use thiserror::Error;
 
@@ -105,6 +106,11 @@ impl FsError {
         }
     }
 
+    /// Whether this needs a node that was given up.
+    pub fn is_of_lost_node(&self) -> bool {
+        matches!(self, FsError::Remote { source: RemoteError::Rpc(RpcError::Closed), .. })
+    }
+
     /// Whether the inode, or the entry, is not there.
     pub fn is_gone(&self) -> bool {
         matches!(self.errno(), Errno::ENOENT | Errno::ESTALE)
@@ -119,7 +125,7 @@ impl From<FsError> for Errno {
 
 #[cfg(test)]
 mod tests {
-    use burstfs_net::{RpcError, Waiting};
+    use burstfs_net::Waiting;
 
     use super::*;
 
@@ -137,5 +143,7 @@ mod tests {
     fn a_node_that_does_not_answer_is_an_i_o_error() {
         assert_eq!(remote(RpcError::Timeout(Waiting::Reply)).errno(), Errno::EIO);
         assert_eq!(remote(RpcError::Closed).errno(), Errno::EIO);
+        assert!(remote(RpcError::Closed).is_of_lost_node());
+        assert!(!remote(RpcError::Timeout(Waiting::Reply)).is_of_lost_node());
     }
 }

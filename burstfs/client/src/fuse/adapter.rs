@@ -142,6 +142,8 @@ fn refuse<R: ReplyError>(reply: R, error: &FsError) {
         FsError::Remote { source: RemoteError::Rpc(RpcError::Errno(_)), .. } => {
             debug!(%error, "an operation was refused")
         }
+        // The loss was told once.
+        error if error.is_of_lost_node() => debug!(%error, "an operation needs a lost node"),
         FsError::Remote { .. } | FsError::WrongReply { .. } => warn!(%error, "an operation failed"),
         _ => debug!(%error, "an operation was refused"),
     }

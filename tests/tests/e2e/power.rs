@@ -1,0 +1,118 @@
+//! Nodes that lose their power: what is left goes on, drains, and says what is missing.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use burstfs_tests::{Job, NODES, SOON, Scenario, scenario, wait_for};
+
+/// Every node makes a few directories (whose homes are then all over the nodes), and in every directory a file of its own.
+/// Then the script says on which MDT each directory is, and `written`.
+const WRITE: &str = r#"
+cat > make <<'END'
+for i in 1 2 3 4 5 6; do mkdir $BURSTFS/$(hostname)-$i; done
+END
+cat > fill <<'END'
+for dir in $BURSTFS/*; do echo "from $(hostname)" > $dir/$(hostname); done
+END
+srun sh make && srun sh fill || exit 1
+for dir in $BURSTFS/*; do echo "home $(($(stat -c %i $dir) >> 48)) $(basename $dir)"; done
+echo written
+"#;
+
+/// What the logs may say when `node` is gone: burstfs names it and what it took along, and Slurm cannot reach it.
+fn allow_loss(s: &mut Scenario<'_>, node: &str) {
+    for line in [
+        format!("{node} is given up: nothing was heard of it for too long"),
+        format!("E303: {node} is lost: what it holds answers EIO from now on"),
+        format!("E402: stage_out: {node} was lost, with what it held"),
+        "E402: the node was restarted before its data had been drained".to_owned(),
+        format!("error: Nodes {node} not responding"),
+        format!("error: Node {node} now responding"),
+        format!("agent/is_node_resp: node:{node} RPC:"),
+        format!("Node {node} unexpectedly rebooted"),
+    ] {
+        s.allow(&line);
+    }
+}
+
+/// A job that drains the whole file system.
+fn submit<'a>(s: &Scenario<'a>, rest: &str) -> Result<Job<'a>> {
+    let dir = s.dir("alice")?;
+    let job = s.job("alice")?.burstfs("capacity=400MiB").burstfs(format!("stage_out source=/ destination={dir}/out"));
+    job.option("--no-requeue").script(format!("{WRITE}{rest}")).submit()
+}
+
+/// The directories and the MDTs on which they are, as the script has said.
+fn homes(job: &Job<'_>) -> Result<Vec<(usize, String)>> {
+    let output = job.output()?;
+    let homes = output.lines().filter_map(|line| line.strip_prefix("home ")?.split_once(' '));
+    homes.map(|(mdt, dir)| Ok((mdt.parse()?, dir.to_owned()))).collect()
+}
+
+fn receipt_file(job: &Job<'_>) -> PathBuf {
+    job.file(&format!("burstfs-{}.receipt.json", job.id))
+}
+
+/// What the nodes but `lost` hold is at the destination, and the receipt says INCOMPLETE and names the lost one.
+fn ensure_rest_is_drained(s: &Scenario<'_>, job: &Job<'_>, lost: usize) -> Result<()> {
+    let receipt = job.receipt()?;
+    receipt.ensure_incomplete()?;
+    ensure!(receipt.text().contains(&format!("{} was lost", NODES[lost])), "{}", receipt.text());
+    let out = s.path("alice")?.join("out");
+    let homes = homes(job)?;
+    let living: Vec<_> = homes.iter().filter(|(mdt, _)| *mdt != lost).collect();
+    ensure!(!living.is_empty() && living.len() < homes.len(), "no directory, or none on the lost node: {homes:?}");
+    for (_, dir) in living {
+        for node in NODES.iter().filter(|node| **node != NODES[lost]) {
+            let path = out.join(dir).join(node);
+            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            ensure!(text == format!("from {node}\n"), "{}: {text}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Boots `lost` again; the job then leaves Slurm, and every node has kept its part until it is removed.
+fn ensure_nodes_recover(s: &Scenario<'_>, job: &Job<'_>, lost: usize) -> Result<()> {
+    s.cluster.control(&["node", "on", NODES[lost]])?;
+    job.wait_end(SOON)?;
+    let instance = job.instance(0)?;
+    for node in NODES {
+        let said = s.cluster.sh(node, "/opt/burstfs/sbin/burstfs-node list")?;
+        let is_held = said.lines().any(|line| line.starts_with(&instance) && line.contains(" HELD "));
+        ensure!(is_held, "{node} does not hold its part:\n{said}");
+        s.cluster.sh(node, &format!("/opt/burstfs/sbin/burstfs-node gc {instance}"))?;
+    }
+    s.cluster.control(&["wait-idle"]).map(drop)
+}
+
+#[test]
+fn a_node_loses_its_power_while_the_job_runs() -> Result<()> {
+    scenario("power", |s| {
+        allow_loss(s, "node3");
+        let job = submit(
+            s,
+            r#"
+            until [ -e off ]; do sleep 0.05; done
+            lost=$(awk '/^home 2 / { print $3; exit }' slurm-$SLURM_JOB_ID.out)
+            for i in $(seq 200); do ls $BURSTFS/$lost 2>&1 | grep -q 'Input/output error' || exit 1; done
+            echo failed at once
+            for dir in $(awk '/^home [013] / { print $3 }' slurm-$SLURM_JOB_ID.out); do echo more > $BURSTFS/$dir/more || exit 1; done
+            echo went on"#,
+        )?;
+        job.wait_line("written")?;
+        s.cluster.control(&["node", "off", "node3"])?;
+        job.touch("off")?;
+        job.wait_line("failed at once")?;
+        job.wait_line("went on")?;
+        wait_for("the receipt", SOON, || Ok(receipt_file(&job).exists().then_some(())))?;
+        ensure_rest_is_drained(s, &job, 2)?;
+        ensure_nodes_recover(s, &job, 2)?;
+        let out = s.path("alice")?.join("out");
+        for (_, dir) in homes(&job)?.iter().filter(|(mdt, _)| *mdt != 2) {
+            ensure!(fs::read_to_string(out.join(dir).join("more"))? == "more\n", "{dir}");
+        }
+        Ok(())
+    })
+}
