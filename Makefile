@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e posix bench-start lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e posix rdma-test bench-start lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +46,9 @@ e2e: ## only the tests on the virtual cluster (root)
 
 posix: ## pjdfstest and fsx on the mount of a four-node instance (root)
 	@tests/run setup build posix
+
+rdma-test: setup ## the tests that need an RDMA device, in an emulated machine that has one (root)
+	@tests/run rdma
 
 bench-start: setup build ## times of start and end, stage-in and drain, memory: a table and target/bench/start.json (root)
 	tests/benches/run start

@@ -1,0 +1,242 @@
+//! Memory that a device may reach.
+//!
+//! Owns: slabs, each mapped and registered once, and the blocks in them. Does not own: how much of it anybody may use at a
+//! time. Invariants: a block's bytes are accessible to one owner; while a [`Hold`] of it lives they are given to nobody
+//! else; a slab stays mapped and registered as long as a block of it lives. The registration itself gives no peer access:
+//! peers reach what an endpoint exposes through a window (`Endpoint::expose`), nothing else.
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::buddy::Buddy;
+use crate::device::ProtectionDomain;
+use crate::error::{VerbsError, check_pointer};
+use crate::sys;
+
+/// The smallest block, bytes.
+pub const BLOCK_MIN_BYTES: usize = 4096;
+/// The largest block, bytes.
+pub const BLOCK_MAX_BYTES: usize = 4 << 20;
+/// Mapped and registered at a time, bytes.
+pub const SLAB_BYTES: usize = 8 << 20;
+
+const ORDER_MAX: usize = (BLOCK_MAX_BYTES / BLOCK_MIN_BYTES).trailing_zeros() as usize;
+
+/// What a registration may serve for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// This side's own transfers. Nothing of it can ever be exposed.
+    Private,
+    /// Also windows for peers.
+    Exposable,
+}
+
+/// Registered memory that grows slab by slab up to a limit. Clones share it.
+#[derive(Clone)]
+pub struct Arena(Arc<Shared>);
+
+struct Shared {
+    domain: ProtectionDomain,
+    purpose: Purpose,
+    slabs_max: usize,
+    slabs: Mutex<Vec<(Arc<Slab>, Buddy)>>,
+}
+
+impl Arena {
+    /// An arena with its first slab, so that what keeps memory from being registered is known at once.
+    pub fn new(domain: &ProtectionDomain, purpose: Purpose, limit_bytes: usize) -> Result<Arena, VerbsError> {
+        let slabs_max = limit_bytes.div_ceil(SLAB_BYTES).max(1);
+        let arena = Arena(Arc::new(Shared { domain: domain.clone(), purpose, slabs_max, slabs: Mutex::default() }));
+        arena.slabs().push(arena.slab()?);
+        Ok(arena)
+    }
+
+    /// A block of at least `len` bytes, with anything in it. `None` when there is none free, or none so large; an error
+    /// where the arena may grow and cannot.
+    pub fn take(&self, len: usize) -> Result<Option<Block>, VerbsError> {
+        let units = len.div_ceil(BLOCK_MIN_BYTES).max(1).next_power_of_two();
+        let order = units.trailing_zeros() as usize;
+        if order > ORDER_MAX {
+            return Ok(None);
+        }
+        let mut slabs = self.slabs();
+        let mut taken = slabs.iter_mut().find_map(|(slab, buddy)| Some((slab.clone(), buddy.take(order)?)));
+        if taken.is_none() && slabs.len() < self.0.slabs_max {
+            let (slab, mut buddy) = self.slab()?;
+            taken = buddy.take(order).map(|unit| (slab.clone(), unit));
+            slabs.push((slab, buddy));
+        }
+        let extent = |(slab, unit)| Arc::new(Extent { arena: self.clone(), slab, unit, order });
+        Ok(taken.map(|taken| Block(Hold(extent(taken)))))
+    }
+
+    /// Bytes that are registered now.
+    pub fn registered_bytes(&self) -> usize {
+        self.slabs().len() * SLAB_BYTES
+    }
+
+    fn slab(&self) -> Result<(Arc<Slab>, Buddy), VerbsError> {
+        let slab = Slab::new(&self.0.domain, self.0.purpose)?;
+        Ok((Arc::new(slab), Buddy::new(ORDER_MAX, SLAB_BYTES / BLOCK_MAX_BYTES)))
+    }
+
+    fn slabs(&self) -> MutexGuard<'_, Vec<(Arc<Slab>, Buddy)>> {
+        self.0.slabs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A part of a slab that is in use.
+struct Extent {
+    arena: Arena,
+    slab: Arc<Slab>,
+    unit: usize,
+    order: usize,
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        let mut slabs = self.arena.slabs();
+        if let Some((_, buddy)) = slabs.iter_mut().find(|(slab, _)| Arc::ptr_eq(slab, &self.slab)) {
+            buddy.give(self.unit, self.order);
+        }
+    }
+}
+
+/// Keeps a block's bytes where they are, and from being given to anybody else.
+#[derive(Clone)]
+pub struct Hold(Arc<Extent>);
+
+impl Hold {
+    /// Bytes of the block.
+    pub fn capacity(&self) -> usize {
+        BLOCK_MIN_BYTES << self.0.order
+    }
+
+    pub(crate) fn address(&self) -> *mut u8 {
+        // The unit lies within the slab, as the allocator was told its size.
+        self.0.slab.base.as_ptr().wrapping_add(self.0.unit * BLOCK_MIN_BYTES)
+    }
+
+    pub(crate) fn local_key(&self) -> u32 {
+        // SAFETY: the registration lives as long as the slab.
+        unsafe { self.0.slab.region.as_ref().lkey }
+    }
+
+    pub(crate) fn registration(&self) -> *mut sys::ibv_mr {
+        self.0.slab.region.as_ptr()
+    }
+
+    pub(crate) fn is_of(&self, domain: &ProtectionDomain) -> bool {
+        self.0.slab.domain.is(domain)
+    }
+
+    pub(crate) fn is_exposable(&self) -> bool {
+        self.0.slab.purpose == Purpose::Exposable
+    }
+}
+
+/// Registered memory with one owner; goes back to its arena when it and all of its holds are gone.
+pub struct Block(pub(crate) Hold);
+
+impl Block {
+    /// Keeps the bytes for a device that reads them.
+    pub fn hold(&self) -> Hold {
+        self.0.clone()
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the bytes are mapped and were zeroed by the kernel; the slab outlives the block; only this block's owner
+        // has access to them, and a device that writes to them has the block itself (`Endpoint` takes it).
+        unsafe { std::slice::from_raw_parts(self.0.address(), self.0.capacity()) }
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the exclusive borrow is of the only owner. A hold gives no access; a device may read the
+        // bytes while they are changed, and then sends what it happens to see.
+        unsafe { std::slice::from_raw_parts_mut(self.0.address(), self.0.capacity()) }
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hold({} bytes)", self.capacity())
+    }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Block({} bytes)", self.0.capacity())
+    }
+}
+
+/// Memory, mapped and registered.
+struct Slab {
+    base: NonNull<u8>,
+    region: NonNull<sys::ibv_mr>,
+    purpose: Purpose,
+    domain: ProtectionDomain,
+}
+
+// SAFETY: the slab itself only keeps the mapping and its registration; the bytes are reached through blocks, each of which
+// has one owner. libibverbs allows its calls from any thread.
+unsafe impl Send for Slab {}
+// SAFETY: as above; nothing of the slab changes after it was made.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    fn new(domain: &ProtectionDomain, purpose: Purpose) -> Result<Slab, VerbsError> {
+        let base = map()?;
+        let access = match purpose {
+            Purpose::Private => sys::IBV_ACCESS_LOCAL_WRITE,
+            Purpose::Exposable => sys::IBV_ACCESS_LOCAL_WRITE | sys::IBV_ACCESS_MW_BIND,
+        };
+        // SAFETY: the domain is alive, and the range was just mapped with that length.
+        let region = unsafe {
+            sys::ibv_reg_mr(domain.pointer(), base.as_ptr().cast(), SLAB_BYTES, i32::try_from(access).unwrap_or(0))
+        };
+        match check_pointer("ibv_reg_mr", region) {
+            Ok(region) => Ok(Slab { base, region, purpose, domain: domain.clone() }),
+            Err(error) => {
+                // SAFETY: mapped above, and nobody has it.
+                unsafe { libc::munmap(base.as_ptr().cast(), SLAB_BYTES) };
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: with the last block of the slab every work request that named it has ended, or its QP is destroyed
+        // (`Endpoint` keeps the blocks until then), and every window is gone for the same reason.
+        unsafe {
+            sys::ibv_dereg_mr(self.region.as_ptr());
+            libc::munmap(self.base.as_ptr().cast(), SLAB_BYTES);
+        }
+    }
+}
+
+/// Maps a slab: of huge pages where some are set aside, else where the kernel may make them.
+fn map() -> Result<NonNull<u8>, VerbsError> {
+    let mapped = |flags| {
+        let (read_write, any) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
+        // SAFETY: a new mapping at a place that the kernel chooses touches nothing that exists.
+        let base =
+            unsafe { libc::mmap(any, SLAB_BYTES, read_write, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags, -1, 0) };
+        if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast::<u8>()) }
+    };
+    if let Some(base) = mapped(libc::MAP_HUGETLB) {
+        return Ok(base);
+    }
+    let base = mapped(0).ok_or_else(|| VerbsError::last("mmap"))?;
+    // SAFETY: the range was just mapped. Whether the advice is taken makes no difference to what follows.
+    unsafe { libc::madvise(base.as_ptr().cast(), SLAB_BYTES, libc::MADV_HUGEPAGE) };
+    Ok(base)
+}
