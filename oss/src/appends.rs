@@ -9,6 +9,12 @@
 //! pages outlive the process like the objects' do, so nothing is synced. What a process leaves as INTENDED is decided when
 //! the next one opens the OST, before anybody else appends: appends are alone on their object, so an object that reaches
 //! the intended end has all of it, and one that does not is cut back to where it was.
+//!
+//! An append to an object that the kernel writes too (see `lent`) is not alone. Its bytes go behind the last byte all the
+//! same, in one system call; but an object that such an append leaves INTENDED is never cut back, since the bytes may be
+//! somebody else's. So an append that a killed daemon left half done is then either done again behind its first part, or
+//! taken for done when others have moved the end past it. Programs that append go through the OST on all nodes, so this
+//! concerns only files that are appended to on one node and written at offsets on the node that holds them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,6 +40,18 @@ enum Progress {
     Free = 0,
     Intended = 1,
     Done = 2,
+    /// INTENDED, to an object that the kernel writes as well.
+    IntendedAmongOthers = 3,
+}
+
+/// Where an append goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    pub(crate) object: ObjectId,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Whether nobody else can make the object longer meanwhile.
+    pub(crate) is_alone: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +94,7 @@ impl Record {
         let progress = match progress {
             1 => Progress::Intended,
             2 => Progress::Done,
+            3 => Progress::IntendedAmongOthers,
             _ => return None,
         };
         let object = ObjectId { ino: Ino::from_raw(ino)?, stripe: StripeIndex::new(u16::try_from(stripe).ok()?) };
@@ -134,18 +153,13 @@ impl Appends {
         }
     }
 
-    /// Records that `caller`'s append will fill `start..end` of the object. Called alone on the object.
-    pub(crate) fn intend(
-        &self,
-        root: BorrowedFd<'_>,
-        caller: Caller,
-        object: ObjectId,
-        start: u64,
-        end: u64,
-    ) -> Result<Intent, Errno> {
+    /// Records that `caller`'s append will fill `extent`. Called alone on the object, but for the kernel.
+    pub(crate) fn intend(&self, root: BorrowedFd<'_>, caller: Caller, extent: Extent) -> Result<Intent, Errno> {
         let mut records = lock(&self.records);
         records.drop_acknowledged(caller).map_err(errno)?;
-        let record = Record { progress: Progress::Intended, key: key(caller), object, start, end };
+        let Extent { object, start, end, is_alone } = extent;
+        let progress = if is_alone { Progress::Intended } else { Progress::IntendedAmongOthers };
+        let record = Record { progress, key: key(caller), object, start, end };
         records.add(root, record).map_err(errno)?;
         Ok(Intent(record.key))
     }
@@ -172,8 +186,9 @@ fn key(caller: Caller) -> Key {
 impl Records {
     /// Ends what is INTENDED; see the module's header.
     fn decide(&mut self, root: BorrowedFd<'_>) -> Result<(), SysErrno> {
+        let is_intended = |record: &Record| record.progress != Progress::Done;
         let intended: Vec<(u64, Record)> =
-            self.slots.values().filter(|(_, record)| record.progress == Progress::Intended).copied().collect();
+            self.slots.values().filter(|(_, record)| is_intended(record)).copied().collect();
         for (slot, mut record) in intended {
             let size = match statat(root, path_of(record.object), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => u64::try_from(stat.st_size).unwrap_or(0),
@@ -186,7 +201,7 @@ impl Records {
                 self.slots.insert(record.key, (slot, record));
                 continue;
             }
-            if size > record.start {
+            if size > record.start && record.progress == Progress::Intended {
                 let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 ftruncate(openat(root, path_of(record.object), flags, Mode::empty())?, record.start)?;
             }
@@ -269,6 +284,10 @@ mod tests {
         rustix::fs::open(directory.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
     }
 
+    fn alone(counter: u64, start: u64, end: u64) -> Extent {
+        Extent { object: object(counter), start, end, is_alone: true }
+    }
+
     fn write_object(directory: &tempfile::TempDir, object: ObjectId, len: usize) -> std::path::PathBuf {
         let path = directory.path().join(path_of(object));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -281,7 +300,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = root(&directory);
         let appends = Appends::default();
-        let intent = appends.intend(root.as_fd(), caller(1, 5, 7, 7), object(9), 10, 30).unwrap();
+        let intent = appends.intend(root.as_fd(), caller(1, 5, 7, 7), alone(9, 10, 30)).unwrap();
         assert_eq!(appends.done(caller(1, 5, 7, 7), object(9)), Ok(None));
         appends.finish(intent).unwrap();
         for appends in [appends, Appends::recover(root.as_fd()).unwrap()] {
@@ -299,9 +318,9 @@ mod tests {
         let cases = [(10, false, 10), (17, false, 10), (30, true, 30), (45, true, 45), (4, false, 4)];
         let appends = Appends::default();
         for (n, _) in (1..).zip(cases) {
-            let _left = appends.intend(root.as_fd(), caller(1, 1, n, 1), object(n), 10, 30).unwrap();
+            let _left = appends.intend(root.as_fd(), caller(1, 1, n, 1), alone(n, 10, 30)).unwrap();
         }
-        let _never_made = appends.intend(root.as_fd(), caller(1, 1, 99, 1), object(99), 0, 30).unwrap();
+        let _never_made = appends.intend(root.as_fd(), caller(1, 1, 99, 1), alone(99, 0, 30)).unwrap();
         let paths: Vec<_> = (1..).zip(cases).map(|(n, case)| write_object(&directory, object(n), case.0)).collect();
         let recovered = Appends::recover(root.as_fd()).unwrap();
         for ((n, (_, is_done, size)), path) in (1..).zip(cases).zip(paths) {
@@ -313,18 +332,31 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_may_have_written_is_not_cut_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = root(&directory);
+        let appends = Appends::default();
+        let extent = Extent { is_alone: false, ..alone(1, 10, 30) };
+        let _left = appends.intend(root.as_fd(), caller(1, 1, 1, 1), extent).unwrap();
+        let path = write_object(&directory, object(1), 17);
+        let recovered = Appends::recover(root.as_fd()).unwrap();
+        assert_eq!(recovered.done(caller(1, 1, 1, 1), object(1)), Ok(None));
+        assert_eq!(fs::metadata(path).unwrap().len(), 17);
+    }
+
+    #[test]
     fn slots_are_used_again() {
         let directory = tempfile::tempdir().unwrap();
         let root = root(&directory);
         let appends = Appends::default();
         for xid in 1..1_000 {
             let oldest = if xid > 4 { xid - 4 } else { 1 };
-            let intent = appends.intend(root.as_fd(), caller(1, 1, xid, oldest), object(1), xid, xid + 1).unwrap();
+            let intent = appends.intend(root.as_fd(), caller(1, 1, xid, oldest), alone(1, xid, xid + 1)).unwrap();
             appends.finish(intent).unwrap();
             assert_eq!(appends.done(caller(1, 1, oldest, oldest), object(1)), Ok(Some(oldest + 1)));
         }
         assert!(fs::metadata(directory.path().join(FILE)).unwrap().len() <= 6 * RECORD_BYTES as u64);
-        let _restarted = appends.intend(root.as_fd(), caller(1, 2, 1, 1), object(1), 0, 1).unwrap();
+        let _restarted = appends.intend(root.as_fd(), caller(1, 2, 1, 1), alone(1, 0, 1)).unwrap();
         assert_eq!(lock(&appends.records).slots.len(), 1);
         assert_eq!(appends.done(caller(1, 1, 999, 999), object(1)), Ok(None));
     }

@@ -35,6 +35,7 @@ mod allocation;
 mod appends;
 
 mod device;
+mod lent;
 mod name;
 mod operations;
 mod ost;

@@ -1,6 +1,7 @@
 //! The operations on objects.
 
 use std::borrow::Cow;
+use std::io::IoSlice;
 use std::sync::PoisonError;
 
 use burstfs_proto::oss::{
@@ -13,9 +14,10 @@ use rustix::fs::{
     FallocateFlags, SeekFrom, Stat, Timespec, Timestamps, UTIME_OMIT, fallocate, fdatasync, fstat, fstatvfs, fsync,
     ftruncate, seek,
 };
-use rustix::io::{Errno as SysErrno, pread, pwrite, retry_on_intr};
+use rustix::io::{Errno as SysErrno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
 use crate::allocation::{missing, touched};
+use crate::appends::Extent;
 use crate::device::errno;
 use crate::name;
 use crate::ost::Ost;
@@ -114,14 +116,17 @@ impl Ost {
         }
         let end = check_range(start, data.len() as u64)?;
         let reservation = self.reserve(&object, start, data.len() as u64)?;
-        let intent = self.appends.intend(self.store.root(), caller, id, start, end)?;
-        let written = write_all(&object, data, start);
-        if let Err(error) = written {
-            // Not all of it: then nothing. If even this fails the intent stays, and the next opening cuts the object.
-            ftruncate(&object.file, start).map_err(errno)?;
+        let is_alone = !self.lending.is_written(id);
+        let intent = self.appends.intend(self.store.root(), caller, Extent { object: id, start, end, is_alone })?;
+        if let Err(torn) = append_all(&object, data) {
+            // Not all of it: then nothing, unless the kernel's writers have added to the file meanwhile. If even this fails
+            // the intent stays, and the next opening cuts the object.
+            if size(&fstat(&object.file).map_err(errno)?) == start + torn.done as u64 {
+                ftruncate(&object.file, start).map_err(errno)?;
+            }
             object.settle(&self.store.space, Some(reservation))?;
             self.appends.forget(intent)?;
-            return Err(error);
+            return Err(torn.error);
         }
         object.settle(&self.store.space, Some(reservation))?;
         self.appends.finish(intent)?;
@@ -147,7 +152,13 @@ impl Ost {
 
     pub(crate) fn remove(&self, request: &Remove) -> Result<(), Errno> {
         check_batch(&request.objects)?;
-        self.change(|| request.objects.iter().try_for_each(|id| self.store.remove(*id)))
+        self.change(|| {
+            request.objects.iter().try_for_each(|id| {
+                self.store.remove(*id)?;
+                self.lending.removed(*id);
+                Ok(())
+            })
+        })
     }
 
     pub(crate) fn set_times(&self, request: &SetTimes) -> Result<(), Errno> {
@@ -222,6 +233,7 @@ impl Ost {
     }
 
     pub(crate) fn statfs(&self) -> Result<OstStatfs, Errno> {
+        self.lending.charge_all(&self.store.space);
         let device = fstatvfs(self.store.root()).map_err(errno)?;
         let (capacity, used) = (self.store.space.capacity(), self.store.space.used());
         let free = device.f_bavail.saturating_mul(device.f_frsize);
@@ -232,6 +244,7 @@ impl Ost {
     /// Sets aside what filling the range may allocate; ENOSPC when the share has not got it.
     fn reserve(&self, object: &Object, offset: u64, len: u64) -> Result<Reservation<'_>, Errno> {
         let space = &self.store.space;
+        self.lending.charge_if_due(space);
         if let Some(reservation) = space.reserve(touched(offset, len, self.block)) {
             return Ok(reservation);
         }
@@ -275,6 +288,26 @@ fn write_all(object: &Object, data: &[u8], offset: u64) -> Result<(), Errno> {
     Ok(())
 }
 
+/// An append that was not written whole.
+struct Torn {
+    done: usize,
+    error: Errno,
+}
+
+/// All of `data` behind the file's last byte, wherever the kernel's own writers have moved that by now.
+fn append_all(object: &Object, data: &[u8]) -> Result<(), Torn> {
+    let mut done = 0;
+    while done < data.len() {
+        let rest = [IoSlice::new(&data[done..])];
+        match retry_on_intr(|| pwritev2(&object.file, &rest, 0, ReadWriteFlags::APPEND)) {
+            Ok(0) => return Err(Torn { done, error: Errno::EIO }),
+            Ok(n) => done += n,
+            Err(error) => return Err(Torn { done, error: errno(error) }),
+        }
+    }
+    Ok(())
+}
+
 /// The end of a range, if an object can reach it.
 fn check_range(offset: u64, len: u64) -> Result<u64, Errno> {
     offset.checked_add(len).filter(|end| *end <= limits::FILE_SIZE_MAX_BYTES).ok_or(Errno::EFBIG)
@@ -303,7 +336,7 @@ fn object_attr(stat: &Stat) -> ObjectAttr {
 }
 
 /// Nanoseconds are checked, since some values beyond a second mean "now" and "leave alone" to the kernel.
-fn timespec(time: Option<Timestamp>) -> Result<Timespec, Errno> {
+pub(crate) fn timespec(time: Option<Timestamp>) -> Result<Timespec, Errno> {
     match time {
         None => Ok(Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }),
         Some(time) if time.nanos >= 1_000_000_000 => Err(Errno::EINVAL),

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::appends::Appends;
 use crate::device::is_fatal;
+use crate::lent::Lending;
 use crate::name::{SUBDIRS, parse, subdir_name};
 use crate::space::Space;
 use crate::store::{Store, allocated};
@@ -69,6 +70,7 @@ pub enum OpenError {
 pub struct Ost {
     pub(crate) store: Store,
     pub(crate) appends: Appends,
+    pub(crate) lending: Lending,
     /// Bytes of a block of the device's file system.
     pub(crate) block: u64,
     fatal: OnceLock<Errno>,
@@ -89,7 +91,7 @@ impl Ost {
         let block = fstatvfs(&root).map_err(scan_error)?.f_bsize.clamp(512, 1 << 20);
         let space = Space::new(options.capacity_bytes, found.bytes);
         let store = Store::new(root, space, found.objects, options.open_files_max);
-        Ok(Ost { store, appends, block, fatal: OnceLock::new() })
+        Ok(Ost { store, appends, lending: Lending::default(), block, fatal: OnceLock::new() })
     }
 
     /// The error after which no change is acknowledged any more, if there was one.

@@ -159,6 +159,15 @@ impl Store {
 
     /// The object, open; made when it is not there.
     pub(crate) fn get_or_make(&self, id: ObjectId) -> Result<Arc<Object>, Errno> {
+        self.get_or_make_with(id, |_| Ok(()))
+    }
+
+    /// The same; `prepare` is called with a file that was just made, before anybody else can have it.
+    pub(crate) fn get_or_make_with(
+        &self,
+        id: ObjectId,
+        prepare: impl FnOnce(BorrowedFd<'_>) -> Result<(), SysErrno>,
+    ) -> Result<Arc<Object>, Errno> {
         if let Some(object) = self.get(id)? {
             return Ok(object);
         }
@@ -170,6 +179,7 @@ impl Store {
         if is_new {
             self.objects.fetch_add(1, Ordering::Relaxed);
             self.subdirs.changed(subdir_of(id));
+            prepare(file.as_fd()).map_err(errno)?;
         }
         self.keep(&mut shard, id, file)
     }

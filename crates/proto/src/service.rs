@@ -4,8 +4,11 @@
 //! server calls them for everybody else. A call that needs nothing from another node finishes without ever returning
 //! `Poll::Pending`, so that it can run on the thread that asked.
 
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
 use async_trait::async_trait;
-use burstfs_types::{ClientId, Errno, Xid};
+use burstfs_types::{ClientId, Errno, ObjectId, Timestamp, Xid};
 use thiserror::Error;
 
 use crate::mds::{MdsReply, MdsRequest};
@@ -34,6 +37,33 @@ pub trait MetadataService: Send + Sync + 'static {
 pub trait ObjectService: Send + Sync + 'static {
     /// Does what `request` asks; the data of reads and writes goes through `bulk`.
     async fn call(&self, caller: Caller, request: OssRequest, bulk: &mut dyn Bulk) -> Result<OssReply, Errno>;
+}
+
+/// The object files of an OST, for the kernel of the OST's own node, which reads and writes them without asking anybody
+/// (FUSE passthrough). Not an RPC: it needs the OST in the same process.
+pub trait ObjectFiles: Send + Sync + 'static {
+    /// Lends an object's file. One that is not there is made, with `times` (last read, last write).
+    fn lend(self: Arc<Self>, object: ObjectId, times: (Timestamp, Timestamp)) -> Result<Arc<dyn LentFile>, Errno>;
+
+    /// Says whom to tell of each lent object that was removed: who keeps its file open keeps its space. Once.
+    fn on_removal(&self, tell: Box<dyn Fn(ObjectId) + Send + Sync>);
+}
+
+/// An object's file that is lent. Dropped when the kernel has it no longer.
+pub trait LentFile: Send + Sync + 'static {
+    /// The file, for reading and writing.
+    fn file(&self) -> BorrowedFd<'_>;
+
+    /// Says that the kernel is about to write it for one more open file. False when the OST is too near the end of its
+    /// share for writes that it does not see: that open file must write through the OST.
+    fn begin_writing(&self) -> bool;
+
+    /// The end of what a successful [`LentFile::begin_writing`] began.
+    fn end_writing(&self);
+
+    /// Charges what the kernel has written. ENOSPC when the share is exceeded and this file has grown under the kernel's
+    /// writes: the bytes are there, but they are more than there was room for.
+    fn settle(&self) -> Result<(), Errno>;
 }
 
 /// Why bulk data could not be moved.

@@ -6,5 +6,6 @@
 mod appends;
 mod capacity;
 mod hostile;
+mod lent;
 mod model;
 mod support;
