@@ -35,6 +35,8 @@ pub const LINE_MAX_BYTES: usize = 1 << 20;
 pub const CONTROL_FD: i32 = 3;
 /// The descriptor at which `burstfsd` finds `/dev/fuse`, when it serves a mount.
 pub const FUSE_FD: i32 = 4;
+/// The descriptor at which it then finds its end of the socket for [backing ids](crate::backing), if there is one.
+pub const BACKING_FD: i32 = 5;
 
 /// What the supervisor says.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -52,11 +52,13 @@ pub(crate) enum Heard {
 }
 
 impl Daemon {
-    /// Starts it; `cgroup_files` are where it goes, `fuse` is the device of its mount.
+    /// Starts it; `cgroup_files` are where it goes, `fuse` is the device of its mount, `backing` its end of the socket for
+    /// backing ids.
     pub(crate) fn start(
         launch: &Launch,
         cgroup_files: Vec<std::path::PathBuf>,
         fuse: Option<BorrowedFd<'_>>,
+        backing: Option<BorrowedFd<'_>>,
     ) -> Result<Daemon, NodeError> {
         let stderr = std::io::stderr().as_fd().try_clone_to_owned().context(|| "use the log".to_owned())?;
         let log = File::from(stderr);
@@ -72,6 +74,7 @@ impl Daemon {
             groups: &launch.groups,
             control: theirs.as_fd(),
             fuse,
+            backing,
             log: log.as_fd(),
             cgroup_files,
             environment: spawn::clean_environment(),

@@ -2,13 +2,15 @@
 //!
 //! Owns everything that needs root: directories, the mount, the start and the end of `burstfsd`, and the cleaning up. It
 //! has no network socket and reads nothing that a user wrote but the validated request of a job. Each command is short
-//! except `supervise`, which stays for the life of an instance and is started by the others.
+//! except `supervise`, which stays for the life of an instance and is started by the others, and `backing`, which it starts
+//! to register files with the kernel.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 mod announce;
+mod broker;
 mod cgroup;
 mod daemon;
 mod dirs;
@@ -62,6 +64,11 @@ fn command(arguments: &[String]) -> Result<(), NodeError> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let ["supervise", run_dir, instance, mode] = words[..] {
         return supervise(run_dir, instance, mode);
+    }
+    if let ["backing", uid, gid] = words[..] {
+        require_root()?;
+        let number = |word: &str| word.parse().map_err(|_| NodeError::Usage(USAGE.to_owned()));
+        return broker::run(number(uid)?, number(gid)?);
     }
     if matches!(words[..], ["--help" | "-h" | "help"]) {
         println!("{USAGE}");

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use burstfs_node::control::{CONTROL_FD, FUSE_FD};
+use burstfs_node::control::{BACKING_FD, CONTROL_FD, FUSE_FD};
 use rustix::process::Pid;
 
 use crate::error::{Context, NodeError};
@@ -34,7 +34,9 @@ pub(crate) struct DaemonSpec<'a> {
     pub(crate) gid: u32,
     pub(crate) groups: &'a [u32],
     pub(crate) control: BorrowedFd<'a>,
+    /// The device of its mount, and its end of the socket for backing ids.
     pub(crate) fuse: Option<BorrowedFd<'a>>,
+    pub(crate) backing: Option<BorrowedFd<'a>>,
     pub(crate) log: BorrowedFd<'a>,
     /// Files to write `0` to.
     pub(crate) cgroup_files: Vec<PathBuf>,
@@ -46,6 +48,7 @@ pub(crate) fn daemon(spec: &DaemonSpec<'_>) -> Result<Child, NodeError> {
     let program = c_string(spec.program.as_os_str().as_bytes())?;
     let mut descriptors = vec![(spec.log, 1), (spec.log, 2), (spec.control, CONTROL_FD)];
     descriptors.extend(spec.fuse.map(|fuse| (fuse, FUSE_FD)));
+    descriptors.extend(spec.backing.filter(|_| spec.fuse.is_some()).map(|backing| (backing, BACKING_FD)));
     spawn(&program, &[&program], &spec.environment, &descriptors, || become_user(spec))
 }
 
@@ -56,18 +59,63 @@ pub(crate) fn supervisor(
     listener: BorrowedFd<'_>,
     log: BorrowedFd<'_>,
 ) -> Result<Child, NodeError> {
+    let descriptors = [(log, 1), (log, 2), (listener, LISTENER_FD)];
+    this_program(&[&["supervise"], arguments].concat(), &descriptors, || {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        Ok(())
+    })
+}
+
+/// Starts this program again as the broker of backing ids.
+pub(crate) fn broker(
+    arguments: &[&str],
+    descriptors: &[(BorrowedFd<'_>, i32)],
+    cgroup_files: &[PathBuf],
+) -> Result<Child, NodeError> {
+    this_program(arguments, descriptors, || {
+        enter_cgroups(cgroup_files);
+        Ok(())
+    })
+}
+
+/// Gives up what the broker does not need: files are accessed as the user, and one capability is left. From then on the
+/// process ends with its supervisor.
+pub(crate) fn become_broker(uid: u32, gid: u32) -> io::Result<()> {
+    drop_bounding_set()?;
+    // SAFETY: plain system calls; an empty list is a valid one.
+    if unsafe { libc::setgroups(0, std::ptr::null()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: plain system calls. They return the value before, so what came of them is asked for with a value that is none.
+    let (fs_uid, fs_gid) = unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
+    };
+    if fs_uid.cast_unsigned() != uid || fs_gid.cast_unsigned() != gid {
+        return Err(io::Error::other("the user of file accesses did not change"));
+    }
+    set_capabilities(CAP_SYS_ADMIN)?;
+    // Each change of credentials takes this back, so it comes last. SAFETY: a plain system call.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn this_program(
+    arguments: &[&str],
+    descriptors: &[(BorrowedFd<'_>, i32)],
+    prepare: impl FnOnce() -> Result<(), Step>,
+) -> Result<Child, NodeError> {
     let program = std::env::current_exe().context(|| "find this program".to_owned())?;
     let program = c_string(program.as_os_str().as_bytes())?;
-    let mut owned = vec![program.clone(), c_string(b"supervise")?];
+    let mut owned = vec![program.clone()];
     for argument in arguments {
         owned.push(c_string(argument.as_bytes())?);
     }
     let argv: Vec<&CString> = owned.iter().collect();
-    let descriptors = [(log, 1), (log, 2), (listener, LISTENER_FD)];
-    spawn(&program, &argv, &clean_environment(), &descriptors, || {
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-        Ok(())
-    })
+    spawn(&program, &argv, &clean_environment(), descriptors, prepare)
 }
 
 /// What both programs find in their environment.
@@ -160,15 +208,12 @@ fn place_descriptors(descriptors: &[(BorrowedFd<'_>, i32)]) -> Result<(), Step> 
             return Err(("descriptors", io::Error::last_os_error()));
         }
     }
+    // The numbers have no gap.
+    let last = moved.iter().map(|(_, number)| *number).max().unwrap_or(0);
     // SAFETY: marks every other descriptor to be closed by exec; none is closed here.
-    let marked = unsafe { libc::syscall(libc::SYS_close_range, FUSE_FD + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let marked = unsafe { libc::syscall(libc::SYS_close_range, last + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if marked != 0 {
         return Err(("descriptors", io::Error::last_os_error()));
-    }
-    let last = moved.iter().map(|(_, number)| *number).max().unwrap_or(0);
-    for number in last + 1..=FUSE_FD {
-        // SAFETY: only marks the descriptor, which may not exist.
-        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     Ok(())
 }
@@ -188,10 +233,7 @@ fn exec(program: &CString, arguments: &[&CString], environment: &[CString]) -> i
 
 /// Takes every privilege away, in the order in which that is possible.
 fn become_user(spec: &DaemonSpec<'_>) -> Result<(), Step> {
-    for file in &spec.cgroup_files {
-        // One that cannot be entered is not worth a job: the supervisor looks whether there is one left.
-        let _ = fs::OpenOptions::new().write(true).open(file).and_then(|mut file| file.write_all(b"0"));
-    }
+    enter_cgroups(&spec.cgroup_files);
     // Not allowed everywhere (a container without CAP_SYS_RESOURCE): then the daemon is treated like any process.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     raise_open_files();
@@ -206,12 +248,19 @@ fn become_user(spec: &DaemonSpec<'_>) -> Result<(), Step> {
     check("setresuid", unsafe { libc::setresuid(spec.uid, spec.uid, spec.uid) })?;
     // SAFETY: as above.
     check("no_new_privs", unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-    clear_capabilities().map_err(|error| ("capabilities", error))?;
+    set_capabilities(0).map_err(|error| ("capabilities", error))?;
     // SAFETY: must fail; if it did not, this process would still be able to become root.
     if unsafe { libc::setuid(0) } == 0 {
         return Err(("give up root", io::Error::other("root could be taken back")));
     }
     Ok(())
+}
+
+fn enter_cgroups(files: &[PathBuf]) {
+    for file in files {
+        // One that cannot be entered is not worth a job: the supervisor looks whether there is one left.
+        let _ = fs::OpenOptions::new().write(true).open(file).and_then(|mut file| file.write_all(b"0"));
+    }
 }
 
 fn check(step: &'static str, result: libc::c_int) -> Result<(), Step> {
@@ -237,13 +286,16 @@ fn drop_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-/// Clears the inheritable set too, which a change of user leaves alone.
-fn clear_capabilities() -> io::Result<()> {
+const CAP_SYS_ADMIN: u32 = 1 << 21;
+
+/// Leaves the capabilities in `kept`, of the first 32, effective and permitted. Clears the inheritable set too, which a
+/// change of user leaves alone.
+fn set_capabilities(kept: u32) -> io::Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
-    let none = [0_u32; 6];
+    let sets = [kept, kept, 0, 0, 0, 0_u32];
     // SAFETY: the kernel reads a header of two words and, for version 3, six words of sets; process 0 is the caller.
-    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

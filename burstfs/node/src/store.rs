@@ -235,6 +235,13 @@ impl InstanceDir {
         self.dir.read_json(DESCRIPTION)
     }
 
+    /// The user's directory itself; what is below is the user's.
+    pub(crate) fn open_data(&self) -> Result<OwnedFd, NodeError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&self.dir, DATA, flags, rustix::fs::Mode::empty());
+        opened.context(|| format!("open {}", self.dir.path().join(DATA).display()))
+    }
+
     pub(crate) fn make_data(&self, uid: u32, gid: u32) -> Result<(), NodeError> {
         self.dir.make_for(DATA, 0o700, uid, gid)
     }

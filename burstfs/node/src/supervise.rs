@@ -19,6 +19,7 @@ use burstfs_types::{Code, Failure, InstanceId};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::announce::{self, Announcement};
+use crate::broker::{self, BrokerProcess};
 use crate::cgroup::Cgroups;
 use crate::daemon::{Daemon, Heard};
 use crate::dirs::TrustedDir;
@@ -79,6 +80,8 @@ struct Supervisor {
     /// Whether everything that the daemon starts is in its cgroups.
     is_tracked: bool,
     daemon: Option<Daemon>,
+    /// Registers files for the daemon that serves the mount.
+    broker: Option<BrokerProcess>,
     machine: Machine,
     /// While a start goes on.
     job_watch: Option<JobWatch>,
@@ -121,6 +124,7 @@ pub(crate) fn run(run_dir: &Path, instance: &InstanceId, mode: Mode) -> Result<(
         mount: None,
         is_tracked: false,
         daemon: None,
+        broker: None,
         is_recorded: false,
         report: Report::default(),
         announcement: None,
@@ -196,18 +200,45 @@ impl Supervisor {
 
     fn start_daemon(&mut self, restarted: bool, serves_mount: bool) -> Result<(), NodeError> {
         self.journal(Step::StartDaemon { restarted });
+        let backing = self.start_broker(serves_mount);
         let description = &mut self.launch.description;
         description.restarted = restarted;
         description.incarnation = incarnation();
         description.serves_mount = serves_mount && self.mount.is_some();
         let fuse = self.mount.as_ref().map(Mount::device).filter(|_| serves_mount);
-        let mut daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), fuse)?;
+        let backing = backing.as_ref().map(OwnedFd::as_fd);
+        let mut daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), fuse, backing)?;
         daemon.send(&NodeMessage::Start(Box::new(self.launch.description.clone())))?;
         log::info!("burstfsd started, pid {}", daemon.identity().pid);
         self.is_tracked = self.cgroups.holds(daemon.identity().pid);
         let recorded = self.run.write_daemon(daemon.identity());
         self.daemon = Some(daemon);
         recorded
+    }
+
+    /// A broker for the mount, and the daemon's end of its socket. A daemon without one does all I/O itself.
+    fn start_broker(&mut self, serves_mount: bool) -> Option<OwnedFd> {
+        self.broker = None;
+        let (mount, dir) = (self.mount.as_ref().filter(|_| serves_mount)?, self.instance_dir.as_ref()?);
+        let started = dir.open_data().and_then(|data| {
+            BrokerProcess::start(&broker::Place {
+                fuse: mount.device(),
+                data: data.as_fd(),
+                uid: self.launch.description.uid,
+                gid: self.launch.description.gid,
+                cgroup_files: self.cgroups.daemon_files(),
+            })
+        });
+        match started {
+            Ok((broker, socket)) => {
+                self.broker = Some(broker);
+                Some(socket)
+            }
+            Err(error) => {
+                log::warning!("files are not passed through to the kernel: {error}");
+                None
+            }
+        }
     }
 
     /// Goes on where the supervisor before was, as the journal says.
@@ -365,6 +396,7 @@ impl Supervisor {
             Some(mount) => mount.unmount(),
             None => mount::unmount(&self.launch.description.mount, self.instance()),
         };
+        self.broker = None;
         if let Some(warning) = warning {
             self.warn(warning);
         }
@@ -399,7 +431,8 @@ impl Supervisor {
     }
 
     /// Ends what the daemon started and left behind.
-    fn kill_leftovers(&self) {
+    fn kill_leftovers(&mut self) {
+        self.broker = None;
         self.cgroups.kill_daemon();
         if self.is_tracked {
             return;

@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use burstfs_node::control::{CONTROL_FD, DaemonMessage, FUSE_FD, LineDecoder, NodeMessage, State, encode};
+use burstfs_node::control::{BACKING_FD, CONTROL_FD, DaemonMessage, FUSE_FD, LineDecoder, NodeMessage, State, encode};
 use burstfs_node::description::InstanceDescription;
 use burstfs_types::{Code, Failure};
 
@@ -128,11 +128,12 @@ fn check_surroundings(description: &InstanceDescription) {
     descriptors.sort_unstable();
     // The last one is that of the listing itself.
     descriptors.pop();
-    let expected = if description.serves_mount { vec![0, 1, 2, 3, FUSE_FD] } else { vec![0, 1, 2, 3] };
-    assert_eq!(
-        descriptors.iter().filter(|fd| **fd != FUSE_FD || description.serves_mount).copied().collect::<Vec<_>>(),
-        expected
-    );
+    let expected = if description.serves_mount {
+        vec![0, 1, 2, CONTROL_FD, FUSE_FD, BACKING_FD]
+    } else {
+        vec![0, 1, 2, CONTROL_FD]
+    };
+    assert_eq!(descriptors, expected);
     let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
     assert!(names.iter().all(|name| name == "PATH" || name == "SLURM_CONF"), "{names:?}");
     assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
