@@ -22,15 +22,8 @@ use nix::mount::MntFlags;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, RenameFlags, Timespec, Timestamps, XattrFlags,
 };
-use support::cluster::{CAPACITY, Cluster};
-use support::mount::{Mounted, own_namespace};
-
-/// Mounts of all nodes of a new instance, and the instance.
-fn mounts<const NODES: usize>() -> ([Mounted; NODES], Cluster) {
-    own_namespace();
-    let cluster = Cluster::new(NODES);
-    (std::array::from_fn(|node| Mounted::new(cluster.client(node), cluster.runtime())), cluster)
-}
+use support::cluster::CAPACITY;
+use support::mount::{Mounted, mounts};
 
 fn errno<T>(result: io::Result<T>) -> Option<Errno> {
     result.err().map(|error| Errno::from(&error))
@@ -474,11 +467,11 @@ fn programs_run_from_the_mount() {
 }
 
 #[test]
-fn private_mappings_work_and_shared_ones_are_refused() {
+fn of_another_nodes_files_private_mappings_work_and_shared_ones_are_refused() {
     const LEN: usize = 8192;
-    let ([mount], _cluster) = mounts();
-    fs::write(mount.join("f"), vec![3; LEN]).unwrap();
-    let file = OpenOptions::new().read(true).write(true).open(mount.join("f")).unwrap();
+    let ([here, there], _cluster) = mounts();
+    fs::write(there.join("f"), vec![3; LEN]).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(here.join("f")).unwrap();
     let map = |flags| {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of anybody.
@@ -492,7 +485,7 @@ fn private_mappings_work_and_shared_ones_are_refused() {
     let bytes = unsafe { std::slice::from_raw_parts_mut(memory.cast::<u8>(), LEN) };
     assert!(bytes.iter().all(|byte| *byte == 3));
     bytes.fill(4);
-    assert_eq!(fs::read(mount.join("f")).unwrap(), vec![3; LEN]);
+    assert_eq!(fs::read(here.join("f")).unwrap(), vec![3; LEN]);
     // SAFETY: the mapping is the one made above.
     assert_eq!(unsafe { libc::munmap(memory, LEN) }, 0);
 }
@@ -506,10 +499,11 @@ fn locks_are_refused_since_they_would_hold_on_one_node_only() {
 }
 
 #[test]
-fn direct_io_needs_no_alignment() {
+fn direct_io_to_another_nodes_files_needs_no_alignment() {
     let ([here, there], _cluster) = mounts();
     let direct = libc::O_DIRECT;
-    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(direct).open(here.join("f"));
+    File::create(here.join("f")).unwrap();
+    let file = OpenOptions::new().write(true).custom_flags(direct).open(there.join("f"));
     file.unwrap().write_all(b"odd").unwrap();
     let mut text = String::new();
     OpenOptions::new()

@@ -15,7 +15,6 @@
 //! `ready` nothing ends this life but the supervisor; a drain that cannot be done ends as incomplete.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +38,7 @@ use crate::directory::Directory;
 use crate::job;
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
-use crate::node::{self, Node};
+use crate::node::{self, MountDevice, Node};
 use crate::staging::{self, Conclusion, Staging};
 
 /// Between two reports to the MGS and the supervisor.
@@ -55,7 +54,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const FAREWELL_ANSWERED: Duration = Duration::from_secs(1);
 
 /// Runs until the supervisor says stop.
-pub(crate) async fn run(control: UnixStream, device: Option<OwnedFd>) -> anyhow::Result<()> {
+pub(crate) async fn run(control: UnixStream, device: Option<MountDevice>) -> anyhow::Result<()> {
     let (description, mut messages, supervisor) = control::open(control).await?;
     let description = Arc::new(description);
     tracing::info!(instance = %description.instance, node = description.node_name(), "starting");
@@ -136,7 +135,7 @@ struct Life {
 
 async fn start(
     description: Arc<InstanceDescription>,
-    device: Option<OwnedFd>,
+    device: Option<MountDevice>,
     supervisor: &Supervisor,
 ) -> Result<Life, Failure> {
     let joining = find_directory(&description).await?;
@@ -187,7 +186,7 @@ async fn find_directory(description: &InstanceDescription) -> Result<node::Joini
 async fn begin(
     description: Arc<InstanceDescription>,
     node: Node,
-    device: Option<OwnedFd>,
+    device: Option<MountDevice>,
     supervisor: &Supervisor,
 ) -> Result<Life, Failure> {
     if let Some(device) = device {

@@ -1,9 +1,10 @@
 //! `burstfsd`: one node of one instance.
 //!
 //! Started by `burstfs-node` as the job's user, with the control socket at descriptor 3 and, where it serves a mount,
-//! `/dev/fuse` at 4. Wires the roles of this node together and takes them through the instance's life ([`life`]). Takes no
+//! `/dev/fuse` at 4 and the broker of backing ids at 5. Wires the roles of this node together and takes them through the instance's life ([`life`]). Takes no
 //! arguments and reads no configuration: the supervisor's first message says everything.
 
+mod backing;
 mod control;
 mod directory;
 mod job;
@@ -22,7 +23,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
-use burstfs_node::control::{CONTROL_FD, FUSE_FD};
+use burstfs_node::control::{BACKING_FD, CONTROL_FD, FUSE_FD};
 
 /// Threads of the runtime: enough that one blocked on a disk does not hold up the others, few enough to cost nothing idle.
 const WORKERS_MIN: usize = 2;
@@ -49,7 +50,7 @@ fn run() -> anyhow::Result<()> {
         bail!("burstfsd is started by burstfs-node, not by hand");
     }
     let control = UnixStream::from(inherited(CONTROL_FD).context("no control socket at descriptor 3")?);
-    let fuse = inherited(FUSE_FD);
+    let mount = inherited(FUSE_FD).map(|device| node::MountDevice { device, backing: inherited(BACKING_FD) });
     let cores = std::thread::available_parallelism().map_or(WORKERS_MIN, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(WORKERS_MIN, WORKERS_MAX))
@@ -58,7 +59,7 @@ fn run() -> anyhow::Result<()> {
         .context("runtime")?;
     // The runtime ends with the process: see `leave`.
     let runtime = std::mem::ManuallyDrop::new(runtime);
-    runtime.block_on(life::run(control, fuse))
+    runtime.block_on(life::run(control, mount))
 }
 
 /// Takes over a descriptor that the supervisor left open; `None` where there is none.

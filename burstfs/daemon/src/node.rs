@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_client::fs::{ClientFs, Node as ClientNode, RemoteNode, Targets as ClientTargets};
-use burstfs_client::fuse::{self, FuseConfig, FuseSession};
+use burstfs_client::fuse::{self, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::Identity as InstanceIdentity;
 use burstfs_net::{
@@ -21,6 +21,7 @@ use burstfs_proto::mgs::{Join, Map};
 use burstfs_types::{ClientId, Code, Failure, MdtIndex, NodeIndex};
 use tokio::sync::watch;
 
+use crate::backing::Broker;
 use crate::directory::Directory;
 use crate::links::{Links, RPC_TIMEOUT, Remover};
 use crate::lost::LostNodes;
@@ -30,6 +31,14 @@ use crate::roles::{Roles, Targets};
 
 /// Object files that an OST keeps open.
 const OPEN_FILES_MAX: usize = 4096;
+
+/// What the supervisor gives to a daemon that serves a mount.
+pub(crate) struct MountDevice {
+    /// `/dev/fuse`, mounted.
+    pub(crate) device: OwnedFd,
+    /// The socket to the broker of backing ids.
+    pub(crate) backing: Option<OwnedFd>,
+}
 
 /// A node that has joined.
 pub(crate) struct Node {
@@ -135,10 +144,19 @@ fn reach_node_0_as_the_mgs(map: &mut Map, directory: &Directory) {
 
 impl Node {
     /// Serves the mount.
-    pub(crate) async fn serve(&self, device: OwnedFd) -> Result<FuseSession, Failure> {
+    pub(crate) async fn serve(&self, mount: MountDevice) -> Result<FuseSession, Failure> {
         let (fs, runtime) = (self.fs.clone(), tokio::runtime::Handle::current());
-        let session =
-            tokio::task::spawn_blocking(move || fuse::serve(fs, device, FuseConfig::default(), runtime)).await;
+        let passthrough = mount.backing.and_then(|socket| match Broker::new(socket) {
+            Ok(broker) => Some(Passthrough { files: self.ost.clone(), ids: Arc::new(broker) }),
+            Err(error) => {
+                tracing::warn!("files are not passed through to the kernel: {error}");
+                None
+            }
+        });
+        let session = tokio::task::spawn_blocking(move || {
+            fuse::serve(fs, mount.device, FuseConfig::default(), passthrough, runtime)
+        })
+        .await;
         let served = session.map_err(std::io::Error::other).and_then(|session| session);
         served.map_err(|error| Failure::new(Code::MountFailed, format!("the kernel's FUSE: {error}")))
     }

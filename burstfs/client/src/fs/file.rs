@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burstfs_types::{Attr, Ino, Layout};
+use burstfs_types::{Attr, Ino, Layout, ObjectId, StripeIndex};
 
 use super::error::FsError;
 use super::targets::Targets;
@@ -41,6 +41,12 @@ impl OpenFile {
     /// Whether all its bytes live in this process, so that reading them needs no other node.
     pub fn is_local(&self) -> bool {
         self.is_local
+    }
+
+    /// The one object that has all its bytes, if there is just one and it is in this process.
+    pub fn sole_local_object(&self) -> Option<ObjectId> {
+        let is_sole = self.is_local && self.layout.osts().len() == 1;
+        is_sole.then_some(ObjectId { ino: self.ino, stripe: StripeIndex::new(0) })
     }
 
     /// Whether a write by a process that may not keep set-id bits has to ask the MDT to clear them.

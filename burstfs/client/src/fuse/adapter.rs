@@ -20,15 +20,16 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
-use tokio::runtime::Handle;
-use tracing::{debug, warn};
+use tokio::runtime::Handle as RuntimeHandle;
+use tracing::{debug, info, warn};
 
 use super::convert::{self, BLOCK_BYTES, Blocks, UNKNOWN_INO};
-use super::handles::Handles;
+use super::handles::{Handle, Handles};
+use super::passthrough::{Io, Passthrough, Table, Use, Wish};
 use super::run::Runner;
 use super::session::FuseConfig;
 use crate::fs::{
-    AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, RemoteError, WriteData,
+    AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, Opened, RemoteError, WriteData,
 };
 
 /// Entries and attributes are valid for no time: another node may change them at any moment.
@@ -46,8 +47,8 @@ const ENTRIES_MAX: u32 = 512;
 const DOT_COOKIE: u64 = 1;
 const DOT_DOT_COOKIE: u64 = 2;
 
-/// Direct I/O, and no FLUSH at close: a write that has returned is with its OST.
-const OPEN_FLAGS: FopenFlags =
+/// What comes here: direct I/O, and no FLUSH at close: a write that has returned is with its OST.
+const DIRECT_FLAGS: FopenFlags =
     FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES).union(FopenFlags::FOPEN_NOFLUSH);
 
 /// What the kernel is asked for; without any of these the semantics would be others, so the session fails then.
@@ -68,22 +69,85 @@ pub(super) struct Core {
     fs: Arc<ClientFs>,
     handles: Handles,
     runner: Runner,
+    passthrough: Option<Arc<Table>>,
 }
 
 impl Core {
-    pub(super) fn new(fs: Arc<ClientFs>, config: FuseConfig, runtime: Handle) -> Core {
+    pub(super) fn new(
+        fs: Arc<ClientFs>,
+        config: FuseConfig,
+        passthrough: Option<Passthrough>,
+        runtime: RuntimeHandle,
+    ) -> Core {
         let runner = Runner::new(runtime, config.operations_max, config.bulk_bytes_max);
-        Core { fs, handles: Handles::default(), runner }
+        Core { fs, handles: Handles::default(), runner, passthrough: passthrough.map(Table::new) }
+    }
+
+    /// Gives a file just opened a handle, and decides how its I/O is done.
+    async fn enter(&self, opened: Opened, flags: i32) -> (FileHandle, OpenReply) {
+        let passed = match (&self.passthrough, opened.file.sole_local_object()) {
+            (Some(table), Some(object)) => table.open(object, &opened.attr, Wish::of(flags)).await,
+            _ => None,
+        };
+        let reply = OpenReply::of(passed.as_ref());
+        (self.handles.insert(opened.file, passed), reply)
+    }
+
+    /// Takes a handle out of the table and closes its file.
+    async fn release(&self, handle: FileHandle) -> Result<(), FsError> {
+        let Handle { file, passed } = self.handles.remove(handle).map_err(bad_handle)?;
+        // First, since the close may remove the object.
+        drop(passed);
+        self.fs.close(&file).await
     }
 
     /// Waits for what is under way, and closes what the kernel has left open.
     pub(super) async fn finish(&self) {
         self.runner.idle().await;
-        for file in self.handles.drain() {
+        for Handle { file, passed } in self.handles.drain() {
+            drop(passed);
             if let Err(error) = self.fs.close(&file).await {
                 warn!(ino = %file.ino(), %error, "a file that was left open could not be closed");
             }
         }
+    }
+}
+
+/// How the kernel is to do an open file's I/O.
+#[derive(Clone, Copy)]
+struct OpenReply {
+    flags: FopenFlags,
+    backing: Option<u32>,
+}
+
+impl OpenReply {
+    fn of(passed: Option<&Use>) -> OpenReply {
+        match passed.map_or(Io::Daemon, Use::io) {
+            Io::Daemon => OpenReply { flags: DIRECT_FLAGS, backing: None },
+            Io::DaemonMapped(id) => OpenReply { flags: DIRECT_FLAGS, backing: Some(id) },
+            // What the kernel has written is accounted for at the close, which is the last that can fail.
+            Io::Kernel(id) if passed.is_some_and(Use::writes) => {
+                OpenReply { flags: FopenFlags::empty(), backing: Some(id) }
+            }
+            Io::Kernel(id) => OpenReply { flags: FopenFlags::FOPEN_NOFLUSH, backing: Some(id) },
+        }
+    }
+
+    fn opened(self, reply: ReplyOpen, handle: FileHandle) {
+        let Some(id) = self.backing else { return reply.opened(handle, self.flags) };
+        // SAFETY: the table of ids owns it, and outlives the reply; `into_raw` leaves it open.
+        let backing = unsafe { reply.wrap_backing(id) };
+        reply.opened_passthrough(handle, self.flags, &backing);
+        backing.into_raw();
+    }
+
+    fn created(self, reply: ReplyCreate, handle: FileHandle, attr: &Attr) {
+        let attr = convert::file_attr(attr);
+        let Some(id) = self.backing else { return reply.created(&TTL, &attr, GENERATION, handle, self.flags) };
+        // SAFETY: as in `opened`.
+        let backing = unsafe { reply.wrap_backing(id) };
+        reply.created_passthrough(&TTL, &attr, GENERATION, handle, self.flags, &backing);
+        backing.into_raw();
     }
 }
 
@@ -184,6 +248,13 @@ impl Filesystem for Adapter {
         let refused = |limit| io::Error::other(format!("the kernel's FUSE offers {limit}"));
         config.set_max_write(IO_BYTES_MAX).map_err(refused)?;
         config.set_max_background(BACKGROUND_MAX).map_err(|limit| refused(u32::from(limit)))?;
+        let Some(table) = &self.0.passthrough else { return Ok(()) };
+        let agreed = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+        if agreed && config.set_max_stack_depth(1).is_ok() {
+            table.turn_on();
+        } else {
+            info!("the kernel's FUSE has no passthrough; files of this node are read and written through burstfsd");
+        }
         Ok(())
     }
 
@@ -321,17 +392,17 @@ impl Filesystem for Adapter {
                 let ino = convert::ino(ino)?;
                 let opened = core.fs.open(ino, truncate).await?;
                 let has_set_id = opened.file.has_set_id();
-                let handle = core.handles.insert(opened.file);
+                let (handle, how) = core.enter(opened, flags.0).await;
                 if kill_set_id
                     && has_set_id
                     && let Err(error) = core.fs.clear_set_id(ino).await
                 {
-                    release(&core, handle).await?;
+                    core.release(handle).await?;
                     return Err(error);
                 }
-                Ok(handle)
+                Ok((handle, how))
             },
-            |reply, handle| reply.opened(handle, OPEN_FLAGS),
+            |reply, (handle, how): (FileHandle, OpenReply)| how.opened(reply, handle),
         );
     }
 
@@ -357,9 +428,11 @@ impl Filesystem for Adapter {
             reply,
             |core| async move {
                 let opened = core.fs.create(convert::ino(parent)?, &name, new).await?;
-                Ok((opened.attr, core.handles.insert(opened.file)))
+                let attr = opened.attr.clone();
+                let (handle, how) = core.enter(opened, flags).await;
+                Ok((handle, how, attr))
             },
-            |reply, (attr, handle)| reply.created(&TTL, &convert::file_attr(&attr), GENERATION, handle, OPEN_FLAGS),
+            |reply, (handle, how, attr): (FileHandle, OpenReply, Attr)| how.created(reply, handle, &attr),
         );
     }
 
@@ -448,18 +521,27 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.answer(reply, |core| async move { release(&core, handle).await }, done);
+        self.answer(reply, |core| async move { core.release(handle).await }, done);
     }
 
     fn fsync(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         self.answer(
             reply,
             |core| async move {
-                let file = core.handles.get(handle).map_err(bad_handle)?;
-                core.fs.fsync(&file, datasync).await
+                let Handle { file, passed } = core.handles.entry(handle).map_err(bad_handle)?;
+                core.fs.fsync(&file, datasync).await?;
+                settle(passed.as_deref())
             },
             done,
         );
+    }
+
+    /// Asked for only where the kernel has written by itself.
+    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        match self.0.handles.entry(handle).map_err(bad_handle).and_then(|entry| settle(entry.passed.as_deref())) {
+            Ok(()) => reply.ok(),
+            Err(error) => refuse(reply, &error),
+        }
     }
 
     fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -661,10 +743,9 @@ async fn write(
     u32::try_from(written).map_err(|_| FsError::TooLarge { end: written as u64 })
 }
 
-/// Takes a handle out of the table and closes its file.
-async fn release(core: &Core, handle: FileHandle) -> Result<(), FsError> {
-    let file = core.handles.remove(handle).map_err(bad_handle)?;
-    core.fs.close(&file).await
+/// Accounts for what the kernel has written by itself.
+fn settle(passed: Option<&Use>) -> Result<(), FsError> {
+    passed.map_or(Ok(()), Use::settle).map_err(|errno| FsError::Refused { rpc: "the share of the OST", errno })
 }
 
 /// A value for a caller who asked for its size (0) or has room for `size` bytes.

@@ -12,7 +12,8 @@
 //!
 //! Invariants:
 //! 1. Nothing is cached by the kernel that could be old on another node: entries and attributes are valid for no time,
-//!    every file is opened for direct I/O, no file keeps pages over an open. Directories are listed anew each time.
+//!    a file is opened for direct I/O, or for passthrough where its bytes live on this node (then the cache is that of the
+//!    file they live in, which the OST uses too). Directories are listed anew each time.
 //! 2. Every request is answered once, by the operation that owns its reply.
 //! 3. Each open file that the kernel has not released when the session ends is closed then.
 //!
@@ -27,9 +28,11 @@
 mod adapter;
 mod convert;
 mod handles;
+mod passthrough;
 mod run;
 mod session;
 
+pub use passthrough::{BackingIds, Passthrough};
 pub use session::{FuseConfig, FuseSession, SessionEnd, serve};
 
 #[cfg(doc)]

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::adapter::{Adapter, Core};
+use super::passthrough::Passthrough;
 use crate::fs::ClientFs;
 
 /// How a session runs.
@@ -52,9 +53,16 @@ impl FuseSession {
 }
 
 /// Serves `device`, which is mounted already, with `fs`. Returns when the kernel and the session have agreed on how they
-/// talk. Operations that wait run on `runtime`, which must have threads of its own.
-pub fn serve(fs: Arc<ClientFs>, device: OwnedFd, config: FuseConfig, runtime: Handle) -> io::Result<FuseSession> {
-    let core = Arc::new(Core::new(fs, config, runtime.clone()));
+/// talk. Operations that wait run on `runtime`, which must have threads of its own. Without `passthrough`, or where the
+/// kernel cannot, all I/O is done here.
+pub fn serve(
+    fs: Arc<ClientFs>,
+    device: OwnedFd,
+    config: FuseConfig,
+    passthrough: Option<Passthrough>,
+    runtime: Handle,
+) -> io::Result<FuseSession> {
+    let core = Arc::new(Core::new(fs, config, passthrough, runtime.clone()));
     let mut fuser_config = Config::default();
     fuser_config.n_threads = Some(config.threads.max(1));
     let session = Session::from_fd(Adapter(Arc::clone(&core)), device, SessionACL::All, fuser_config)?;

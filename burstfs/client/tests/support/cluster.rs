@@ -35,7 +35,7 @@ pub(crate) struct Cluster {
     // Servers end before the runtime that runs them.
     _servers: Vec<ServerHandle>,
     runtime: Runtime,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Cluster {
@@ -45,7 +45,7 @@ impl Cluster {
         let directory = tempfile::tempdir().unwrap();
         let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
         let built = runtime.block_on(async { Builder::new(nodes, network, &directory).await });
-        Cluster { clients: built.clients, osts: built.osts, _servers: built.servers, runtime, _directory: directory }
+        Cluster { clients: built.clients, osts: built.osts, _servers: built.servers, runtime, directory }
     }
 
     /// The file system as a node sees it.
@@ -61,6 +61,11 @@ impl Cluster {
     /// Where operations that wait run.
     pub(crate) fn runtime(&self) -> &Handle {
         self.runtime.handle()
+    }
+
+    /// Where the OSTs' directories are.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     /// The OSTs, to look behind the client's back.

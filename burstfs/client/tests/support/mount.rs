@@ -1,16 +1,22 @@
 //! Real FUSE mounts in a mount namespace of the calling thread.
 
-use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
 use burstfs_client::fs::ClientFs;
-use burstfs_client::fuse::{FuseConfig, FuseSession, SessionEnd, serve};
+use burstfs_client::fuse::{BackingIds, FuseConfig, FuseSession, Passthrough, SessionEnd, serve};
+use burstfs_node::backing::Broker;
+use burstfs_oss::Ost;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
+
+use super::cluster::Cluster;
 
 /// Gives the calling thread, and the threads and processes that it starts from now on, a mount namespace of their own.
 pub(crate) fn own_namespace() {
@@ -26,16 +32,50 @@ pub(crate) struct Mounted {
     runtime: Handle,
 }
 
+/// Mounts of all nodes of a new instance, and the instance.
+pub(crate) fn mounts<const NODES: usize>() -> ([Mounted; NODES], Cluster) {
+    own_namespace();
+    let cluster = Cluster::new(NODES);
+    let local = |node: usize| LocalFiles { ost: cluster.osts()[node].clone(), data: cluster.directory() };
+    let mounts = std::array::from_fn(|node| Mounted::new(cluster.client(node), Some(local(node)), cluster.runtime()));
+    (mounts, cluster)
+}
+
+/// Root's part of passthrough, without a process of its own.
+struct OwnBroker(Mutex<Broker>);
+
+#[async_trait]
+impl BackingIds for OwnBroker {
+    async fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        Ok(self.0.lock().unwrap().open(file)?)
+    }
+
+    fn close(&self, id: u32) {
+        self.0.lock().unwrap().close(id);
+    }
+}
+
+/// What lets the kernel do the I/O on the files of this node's OST, which lie in `data`.
+pub(crate) struct LocalFiles<'a> {
+    pub(crate) ost: Arc<Ost>,
+    pub(crate) data: &'a Path,
+}
+
 impl Mounted {
-    /// Mounts `fs` for all users, as the supervisor does.
-    pub(crate) fn new(fs: Arc<ClientFs>, runtime: &Handle) -> Mounted {
+    /// Mounts `fs` for all users, as the supervisor does; with passthrough of `local` files.
+    pub(crate) fn new(fs: Arc<ClientFs>, local: Option<LocalFiles<'_>>, runtime: &Handle) -> Mounted {
         let directory = tempfile::tempdir().unwrap();
         let device: OwnedFd = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap().into();
         let options =
             format!("fd={},rootmode=40700,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("burstfs"), directory.path(), Some("fuse.burstfs"), flags, Some(options.as_str())).unwrap();
-        let session = serve(fs, device, FuseConfig::default(), runtime.clone()).unwrap();
+        let passthrough = local.map(|local| {
+            let data = File::open(local.data).unwrap();
+            let broker = Broker::new(device.try_clone().unwrap(), data.as_fd(), 0).unwrap();
+            Passthrough { files: local.ost, ids: Arc::new(OwnBroker(Mutex::new(broker))) }
+        });
+        let session = serve(fs, device, FuseConfig::default(), passthrough, runtime.clone()).unwrap();
         Mounted { directory, session: Some(session), runtime: runtime.clone() }
     }
 
