@@ -202,7 +202,7 @@ impl Engine {
         if let Err(error) = cleaned {
             tracing::error!(%error, "removing an earlier life's temporaries panicked");
         }
-        Loop {
+        let mut work = Loop {
             context,
             queue,
             workers: JoinSet::new(),
@@ -210,9 +210,11 @@ impl Engine {
             finished: Vec::new(),
             polls: false,
             hands_in: false,
-        }
-        .run()
-        .await
+        };
+        let ended = work.run().await;
+        // Whoever lost the queue may open another engine on the same journal at once.
+        while work.workers.join_next().await.is_some() {}
+        ended
     }
 }
 
@@ -232,7 +234,7 @@ struct Loop {
 }
 
 impl Loop {
-    async fn run(mut self) -> Result<(), EngineError> {
+    async fn run(&mut self) -> Result<(), EngineError> {
         loop {
             self.call();
             tokio::select! {

@@ -1,6 +1,12 @@
-//! The MGS as a node asks it: in its own process on node 0, over the network elsewhere.
+//! The MGS as a node asks it: in its own process where it is, over the network elsewhere.
+//!
+//! Owns where the MGS is, as this node sees it (the seat), and how long nothing was heard of it. A request that was under way
+//! to a seat that was left goes to the next; staging work does not, since each MGS has a queue of its own. Who decides that
+//! the seat moves is [`crate::succession`].
 
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,55 +16,155 @@ use burstfs_proto::stage::{Direction, Finished, StageReply, StageRequest, Take, 
 use burstfs_proto::{Answer, Rpc};
 use burstfs_stager::{QueueLost, WorkQueue};
 use burstfs_types::{Code, Failure, NodeIndex};
+use tokio::sync::watch;
 
 use crate::mgs::MgsDriver;
 
 /// One long poll.
 const POLL: Duration = Duration::from_secs(10);
-/// What a request may take on top of what it waits for: longer than node 0's daemon takes to be started again.
-const GRACE: Duration = Duration::from_secs(30);
+/// What a request may take on top of what it waits for, and of the time after which its MGS is lost.
+const GRACE: Duration = Duration::from_secs(15);
 
-/// The way to the MGS.
+/// Which node carries the MGS, and the way to it.
 #[derive(Clone)]
-pub(crate) enum Directory {
-    /// Node 0: this process.
+pub(crate) struct Seat {
+    /// The node.
+    pub(crate) node: NodeIndex,
+    way: Way,
+}
+
+#[derive(Clone)]
+enum Way {
+    /// This process.
     Own(Arc<MgsDriver>, XidSource),
-    /// Node 0, from elsewhere.
+    /// Another node's.
     Remote(Channel),
 }
 
+impl Seat {
+    /// The MGS is in this process, on `node`. `xids` number this node's requests for staging work.
+    pub(crate) fn own(node: NodeIndex, mgs: Arc<MgsDriver>, xids: XidSource) -> Seat {
+        Seat { node, way: Way::Own(mgs, xids) }
+    }
+
+    /// The MGS is on `node`, another one.
+    pub(crate) fn remote(node: NodeIndex, channel: Channel) -> Seat {
+        Seat { node, way: Way::Remote(channel) }
+    }
+
+    /// The MGS, if it is in this process.
+    pub(crate) fn mgs(&self) -> Option<&Arc<MgsDriver>> {
+        match &self.way {
+            Way::Own(mgs, _) => Some(mgs),
+            Way::Remote(_) => None,
+        }
+    }
+
+    /// The channel to the MGS, if it is elsewhere.
+    pub(crate) fn channel(&self) -> Option<&Channel> {
+        match &self.way {
+            Way::Own(..) => None,
+            Way::Remote(channel) => Some(channel),
+        }
+    }
+}
+
+/// The way to the MGS, wherever it is now. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Directory {
+    seat: Arc<watch::Sender<Seat>>,
+    silent_ticks: Arc<AtomicU32>,
+    patience: Duration,
+}
+
 impl Directory {
-    /// Asks the MGS.
+    /// The MGS is at `seat`; `silence` is the time without a word after which a node is lost.
+    pub(crate) fn new(seat: Seat, silence: Duration) -> Directory {
+        Directory {
+            seat: Arc::new(watch::Sender::new(seat)),
+            silent_ticks: Arc::default(),
+            patience: POLL + silence + GRACE,
+        }
+    }
+
+    /// Where the MGS is now.
+    pub(crate) fn seat(&self) -> Seat {
+        self.seat.borrow().clone()
+    }
+
+    /// Whether the MGS is no longer on `node`.
+    pub(crate) fn has_left(&self, node: NodeIndex) -> bool {
+        self.seat.borrow().node != node
+    }
+
+    /// Waits until the MGS is no longer on `node`.
+    pub(crate) async fn left(&self, node: NodeIndex) {
+        // An error would mean that the sender is gone, and it is here.
+        let _ = self.seat.subscribe().wait_for(|seat| seat.node != node).await;
+    }
+
+    /// From now on the MGS is at `next`. What waits for the one before is asked there again.
+    pub(crate) fn move_to(&self, next: Seat) {
+        self.silent_ticks.store(0, Ordering::Relaxed);
+        let before = self.seat.send_replace(next);
+        if let Some(channel) = before.channel() {
+            channel.close();
+        }
+    }
+
+    /// A tick of time has passed; how many there were since the MGS was last heard.
+    pub(crate) fn tick(&self) -> u32 {
+        match self.seat.borrow().way {
+            Way::Own(..) => 0,
+            Way::Remote(_) => self.silent_ticks.fetch_add(1, Ordering::Relaxed).saturating_add(1),
+        }
+    }
+
+    /// Asks the MGS, wherever it is.
     pub(crate) async fn call<R>(&self, request: R) -> Result<R::Reply, RpcError>
     where
-        R: Rpc + Into<MgsRequest>,
+        R: Rpc + Into<MgsRequest> + Clone,
         Answer<R>: TryFrom<MgsReply>,
     {
-        match self {
-            Directory::Own(mgs, _) => {
-                let reply = mgs.call(request.into()).await.map_err(RpcError::Errno)?;
+        loop {
+            let seat = self.seat();
+            match self.ask(&seat, &request).await {
+                Err(_) if self.has_left(seat.node) => {}
+                answered => return answered,
+            }
+        }
+    }
+
+    async fn ask<R>(&self, seat: &Seat, request: &R) -> Result<R::Reply, RpcError>
+    where
+        R: Rpc + Into<MgsRequest> + Clone,
+        Answer<R>: TryFrom<MgsReply>,
+    {
+        match &seat.way {
+            Way::Own(mgs, _) => {
+                let reply = mgs.call(request.clone().into()).await.map_err(RpcError::Errno)?;
                 Answer::try_from(reply).map(|Answer(reply)| reply).map_err(|_| RpcError::Closed)
             }
-            Directory::Remote(channel) => channel.call(&request, Deadline::after(POLL + GRACE)).await,
+            Way::Remote(channel) => {
+                let answered = channel.call(request, Deadline::after(self.patience)).await;
+                if matches!(answered, Ok(_) | Err(RpcError::Errno(_))) {
+                    self.silent_ticks.store(0, Ordering::Relaxed);
+                }
+                answered
+            }
         }
     }
 
     /// Joins, and waits until all have.
     pub(crate) async fn join(&self, join: Join) -> Result<Map, Failure> {
-        self.call(join).await.map_err(|error| lost(&error))?;
+        self.call(join).await.map_err(|error| not_reached(&error))?;
         self.map_newer_than(0).await
     }
 
     /// Waits for a map newer than `generation`; with the current generation, for a failure of the start.
     pub(crate) async fn map_newer_than(&self, generation: u64) -> Result<Map, Failure> {
-        loop {
-            let ask = WaitMap { wait_ms: millis(POLL), newer_than: generation };
-            match self.call(ask).await.map_err(|error| lost(&error))? {
-                Waited::Done(map) => return Ok(map),
-                Waited::NotYet => {}
-                Waited::Failed(failure) => return Err(failure),
-            }
-        }
+        let ask = || WaitMap { wait_ms: millis(POLL), newer_than: generation };
+        self.until_done(ask, || {}).await
     }
 
     /// Reaches a phase and waits for the others. `still_waiting` is told of every answer that says "not yet".
@@ -68,9 +174,16 @@ impl Directory {
         phase: Phase,
         still_waiting: impl Fn(),
     ) -> Result<BarrierDone, Failure> {
+        self.until_done(|| Barrier { node, phase, wait_ms: millis(POLL) }, still_waiting).await
+    }
+
+    async fn until_done<R, T>(&self, ask: impl Fn() -> R, still_waiting: impl Fn()) -> Result<T, Failure>
+    where
+        R: Rpc<Reply = Waited<T>> + Into<MgsRequest> + Clone,
+        Answer<R>: TryFrom<MgsReply>,
+    {
         loop {
-            let ask = Barrier { node, phase, wait_ms: millis(POLL) };
-            match self.call(ask).await.map_err(|error| lost(&error))? {
+            match self.call(ask()).await.map_err(|error| not_reached(&error))? {
                 Waited::Done(done) => return Ok(done),
                 Waited::NotYet => still_waiting(),
                 Waited::Failed(failure) => return Err(failure),
@@ -90,15 +203,38 @@ fn millis(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
-fn lost(error: &RpcError) -> Failure {
-    Failure::new(Code::DrainIncomplete, format!("the first node of the job does not answer: {error}"))
+fn not_reached(error: &RpcError) -> Failure {
+    Failure::new(Code::NodeLost, format!("the node that carries the MGS does not answer: {error}"))
 }
 
-/// The queue of staging work, as this node's engine takes from it.
+/// The queue of staging work at one seat, as this node's engine takes from it. When the MGS leaves the seat the queue is
+/// lost: the next MGS has one of its own.
 pub(crate) struct Work {
     pub(crate) directory: Directory,
+    pub(crate) seat: Seat,
     pub(crate) node: NodeIndex,
     pub(crate) incarnation: u64,
+}
+
+impl Work {
+    async fn ask(&self, take: Take) -> Result<Taken, RpcError> {
+        match &self.seat.way {
+            Way::Own(mgs, xids) => {
+                let number = xids.take();
+                let reply = mgs.call_stage(number.caller(), StageRequest::Take(take)).await;
+                reply.map(|StageReply::Take(taken)| taken).map_err(RpcError::Errno)
+            }
+            Way::Remote(channel) => channel.call(&take, Deadline::after(self.directory.patience)).await,
+        }
+    }
+
+    async fn unless_left<T>(&self, asked: impl Future<Output = Result<T, RpcError>>) -> Result<T, RpcError> {
+        tokio::select! {
+            biased;
+            () = self.directory.left(self.seat.node) => Err(RpcError::Closed),
+            answer = asked => answer,
+        }
+    }
 }
 
 #[async_trait]
@@ -107,14 +243,6 @@ impl WorkQueue for Work {
         let wait_ms = if max == 0 { 0 } else { millis(POLL) };
         let take =
             Take { direction, node: self.node, incarnation: self.incarnation, finished, items_max: max, wait_ms };
-        let reply = match &self.directory {
-            Directory::Own(mgs, xids) => {
-                let number = xids.take();
-                let reply = mgs.call_stage(number.caller(), StageRequest::Take(take)).await;
-                reply.map(|StageReply::Take(taken)| taken).map_err(RpcError::Errno)
-            }
-            Directory::Remote(channel) => channel.call(&take, Deadline::after(POLL + GRACE)).await,
-        };
-        reply.map_err(|error| QueueLost { reason: error.to_string() })
+        self.unless_left(self.ask(take)).await.map_err(|error| QueueLost { reason: error.to_string() })
     }
 }

@@ -5,7 +5,9 @@
 //!     |            |                 |                     |                 |                |
 //!     '------------+-----------------+--- failed, cancelled+-----------------'----------------'--> wait for stop
 //!
-//!   ready --client_gone--> barrier ClientsGone --> drain --> (node 0: receipt, conclusion) --> barrier Drained --> drained
+//!   ready --client_gone--> barrier ClientsGone --> drain --> (MGS: receipt, conclusion) --> barrier Drained --> drained
+//!                               ^                                                                 |
+//!                               '--- the MGS's node was lost: again with the next ([`crate::succession`])
 //! ```
 //!
 //! Owns the order of these steps on this node, and nothing else. A daemon that was started again after a crash goes
@@ -34,17 +36,21 @@ use burstfs_types::{Code, Failure, NodeIndex};
 use tokio::sync::mpsc;
 
 use crate::control::{self, Supervisor};
-use crate::directory::Directory;
+use crate::directory::{Directory, Seat};
 use crate::job;
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::node::{self, MountDevice, Node};
 use crate::staging::{self, Conclusion, Staging};
+use crate::succession::Succession;
 
 /// Between two reports to the MGS and the supervisor.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the MGS notes of whom it has heard nothing.
-const TICK: Duration = Duration::from_secs(1);
+/// Between two looks at where the paths lead that are to be drained: until all are there, and then.
+const MEMORY_INTERVAL_FIRST: Duration = Duration::from_millis(500);
+const MEMORY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is noted of whom nothing was heard.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// How long a node that could not start tries to tell the MGS. Node 0 may have failed and ended before it; the others then
 /// find out by themselves.
 const FAILURE_TOLD: Duration = Duration::from_secs(2);
@@ -140,7 +146,8 @@ async fn start(
 ) -> Result<Life, Failure> {
     let joining = find_directory(&description).await?;
     let (directory, _server) = (joining.directory.clone(), joining.server.clone());
-    if let Directory::Own(mgs, _) = &directory {
+    let own_mgs = directory.seat().mgs().cloned();
+    if let Some(mgs) = &own_mgs {
         watch_start(mgs.clone(), description.clone());
     }
     let started = async {
@@ -157,7 +164,7 @@ async fn start(
                 Err(_) => tracing::info!("the MGS does not hear of the failure in time"),
             }
             // Those who have joined wait for node 0's word, which ends with this process.
-            if let Directory::Own(mgs, _) = &directory
+            if let Some(mgs) = own_mgs
                 && tokio::time::timeout(FAREWELL, mgs.failure_is_known()).await.is_err()
             {
                 tracing::info!("not every node has answered the failure of the start");
@@ -213,6 +220,16 @@ async fn begin(
     });
     let life = Life { description, node, staging, supervisor: supervisor.clone(), advances, reporter };
     life.stage_in().await?;
+    tokio::spawn(life.succession().watch());
+    tokio::spawn({
+        let staging = life.staging.clone();
+        async move {
+            loop {
+                let are_there = staging.remember_sources().await;
+                tokio::time::sleep(if are_there { MEMORY_INTERVAL } else { MEMORY_INTERVAL_FIRST }).await;
+            }
+        }
+    });
     Ok(life)
 }
 
@@ -233,16 +250,11 @@ fn watch_start(mgs: Arc<MgsDriver>, description: Arc<InstanceDescription>) {
             () = for_job.is_past_start() => {}
         }
     });
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(TICK).await;
-            mgs.tick(ticks_max);
-        }
-    });
+    tokio::spawn(mgs.listen(ticks_max));
 }
 
 /// How many ticks make a time, rounded up.
-fn ticks(time: Duration) -> u32 {
+pub(crate) fn ticks(time: Duration) -> u32 {
     u32::try_from(time.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX)
 }
 
@@ -256,11 +268,11 @@ impl Life {
         let directory = &self.node.directory;
         if self.staging.has_work(Direction::In) && !self.has_been_ready().await {
             self.supervisor.say(DaemonMessage::State(State::StagingIn)).await;
-            let cancel = Cancel::default();
+            let (cancel, seat) = (Cancel::default(), directory.seat());
             let staged = tokio::select! {
-                staged = self.staging.run(Direction::In, cancel.clone()) => staged?,
+                staged = self.staging.run(Direction::In, &seat, cancel.clone()) => staged?,
                 // With the current generation this waits for a failure of the start, or for a moved node.
-                moved = directory.map_newer_than(self.node.map_generation) => {
+                moved = directory.map_newer_than(self.node.map.generation) => {
                     cancel.cancel();
                     let message = "a node changed its address while it started";
                     return Err(moved.err().unwrap_or_else(|| Failure::new(Code::DaemonFailed, message)));
@@ -317,23 +329,31 @@ impl Life {
         stopped(messages).await;
     }
 
-    /// Waits for all clients to be gone, drains, and waits for the others to have drained.
+    fn succession(&self) -> Succession {
+        Succession {
+            description: self.description.clone(),
+            directory: self.node.directory.clone(),
+            map: self.node.map.clone(),
+            lost: self.node.lost.clone(),
+            client: self.node.mgs_client.clone(),
+            carried: self.node.carried.clone(),
+        }
+    }
+
+    /// Waits for all clients to be gone, drains, and waits for the others to have drained; with the next MGS again, if the
+    /// one is lost meanwhile.
     async fn end(&self) -> Result<(), Failure> {
         let directory = &self.node.directory;
         self.supervisor.say(DaemonMessage::State(State::Draining)).await;
-        let gone = directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
-        self.node.lost.heed(&gone.lost);
-        let drained = self.drain().await;
-        if let Directory::Own(mgs, _) = directory {
-            mgs.conclude(
-                drained
-                    .as_ref()
-                    .map_or_else(|failure| MgsConclusion::Held(failure.clone()), |()| MgsConclusion::Drained),
-            );
-        } else if let Err(failure) = drained {
-            tracing::error!("{failure}");
+        // A node on the way may be gone already; then what is remembered must do.
+        let _ = tokio::time::timeout(REPORT_INTERVAL, self.staging.remember_sources()).await;
+        loop {
+            let seat = directory.seat();
+            if self.end_with(&seat).await? {
+                break;
+            }
+            tracing::warn!("the MGS has moved; the drain begins anew");
         }
-        directory.barrier(self.own(), Phase::Drained, || self.advance()).await?;
         let status = directory.call(Status).await;
         self.farewell().await;
         let status = status.map_err(|error| {
@@ -345,11 +365,36 @@ impl Life {
         }
     }
 
-    async fn drain(&self) -> Result<(), Failure> {
+    /// The end with the MGS at one seat; false when it left that seat before the end.
+    async fn end_with(&self, seat: &Seat) -> Result<bool, Failure> {
+        let directory = &self.node.directory;
+        let gone = directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
+        self.node.lost.heed(&gone.lost);
+        if directory.has_left(seat.node) {
+            return Ok(false);
+        }
+        let drained = self.drain(seat).await;
+        if directory.has_left(seat.node) {
+            return Ok(false);
+        }
+        match (seat.mgs(), drained) {
+            (Some(mgs), Ok(())) => mgs.conclude(MgsConclusion::Drained),
+            (Some(mgs), Err(failure)) => mgs.conclude(MgsConclusion::Held(failure)),
+            (None, Ok(())) => {}
+            (None, Err(failure)) => tracing::error!("{failure}"),
+        }
+        tokio::select! {
+            biased;
+            () = directory.left(seat.node) => Ok(false),
+            passed = directory.barrier(self.own(), Phase::Drained, || self.advance()) => passed.map(|_| true),
+        }
+    }
+
+    async fn drain(&self, seat: &Seat) -> Result<(), Failure> {
         if !self.staging.has_work(Direction::Out) {
             return Ok(());
         }
-        let conclusion = self.staging.run(Direction::Out, Cancel::default()).await;
+        let conclusion = self.staging.run(Direction::Out, seat, Cancel::default()).await;
         self.reporter.tell().await;
         let Some(conclusion) = conclusion? else { return Ok(()) };
         let receipt = {
@@ -368,20 +413,20 @@ impl Life {
         }
     }
 
-    /// Nobody's servers are needed any more. Node 0 waits for the others to have heard it, but not for long.
+    /// Nobody's servers are needed any more. The node with the MGS waits for the others to have heard it, but not for long.
     async fn farewell(&self) {
-        match &self.node.directory {
-            Directory::Own(..) => {
+        match self.node.directory.seat().mgs() {
+            Some(_) => {
                 let all = self.node.directory.barrier(self.own(), Phase::Finished, || {});
                 if tokio::time::timeout(FAREWELL, all).await.is_err() {
                     tracing::warn!("not every node has said that it is done");
                 }
             }
-            // Node 0 may end as soon as it has heard this, before its answer is out.
-            Directory::Remote(_) => {
+            // That node may end as soon as it has heard this, before its answer is out.
+            None => {
                 let told = self.node.directory.reach(self.own(), Phase::Finished);
                 if tokio::time::timeout(FAREWELL_ANSWERED, told).await.is_err() {
-                    tracing::info!("node 0 does not answer the farewell: it has ended");
+                    tracing::info!("the MGS does not answer the farewell: its node has ended");
                 }
             }
         }

@@ -16,6 +16,7 @@ mod node;
 mod rendezvous;
 mod roles;
 mod staging;
+mod succession;
 mod tree;
 
 use std::io::IsTerminal;

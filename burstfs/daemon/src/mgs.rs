@@ -1,4 +1,4 @@
-//! The MGS of the instance, on node 0: drives the rules of `burstfs-mgs`.
+//! The MGS of the instance, on node 0 or on the node that took it over: drives the rules of `burstfs-mgs`.
 //!
 //! Owns the directory and the two queues of staging work behind one lock each, wakes long polls, keeps the directory on
 //! disk, and watches for the reasons that make a start pointless. A restarted node 0 goes on from what is on disk; the
@@ -21,8 +21,12 @@ use burstfs_types::{Errno, Failure, NodeIndex};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::life::TICK;
+
 /// The longest that one long poll is kept; the asker asks again.
 const LONG_POLL_MAX: Duration = Duration::from_secs(20);
+/// In the MGS's directory.
+const STATE_FILE: &str = "state.json";
 /// The most items of one answer.
 const ITEMS_MAX: u32 = 256;
 
@@ -60,25 +64,37 @@ struct StageQueue {
 impl MgsDriver {
     /// The MGS of an instance whose state is kept in `dir`; goes on from what is there.
     pub(crate) fn open(dir: &Path, own: NodeIndex, identity: Identity, incarnation: u64) -> anyhow::Result<MgsDriver> {
-        std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
-        let state_file = dir.join("state.json");
-        let mgs: Mgs = match std::fs::read(&state_file) {
+        let state_file = dir.join(STATE_FILE);
+        let mgs = match std::fs::read(&state_file) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}", state_file.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Mgs::new(identity),
             Err(error) => return Err(error).with_context(|| format!("{}", state_file.display())),
         };
+        MgsDriver::new(dir, own, mgs, incarnation)
+    }
+
+    /// Whether the MGS of an earlier life of this daemon has left its state in `dir`.
+    pub(crate) fn was_in(dir: &Path) -> bool {
+        dir.join(STATE_FILE).exists()
+    }
+
+    /// Drives `mgs` from here on, and keeps it in `dir`.
+    pub(crate) fn new(dir: &Path, own: NodeIndex, mgs: Mgs, incarnation: u64) -> anyhow::Result<MgsDriver> {
+        std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
         // Whoever joined before this life began is listened for, or would never be missed.
         let mut silence = Silence::default();
         mgs.joined().into_iter().for_each(|node| silence.expect(node));
-        Ok(MgsDriver {
+        let driver = MgsDriver {
             mgs: Mutex::new(mgs),
             stages: Mutex::new(Stages { queues: HashMap::new(), first_id: incarnation }),
             changes: watch::Sender::new(0),
-            state_file,
+            state_file: dir.join(STATE_FILE),
             own,
             silence: Mutex::new(silence),
             failed: Mutex::default(),
-        })
+        };
+        driver.keep(&driver.lock())?;
+        Ok(driver)
     }
 
     /// Answers a request of a node or, for the status, of a command.
@@ -202,8 +218,16 @@ impl MgsDriver {
         self.lock().lost()
     }
 
+    /// Listens for the nodes for as long as the daemon lives.
+    pub(crate) async fn listen(self: Arc<Self>, ticks_max: u32) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.tick(ticks_max);
+        }
+    }
+
     /// Another tick of time has passed: gives up every node but this of which nothing was heard for `ticks_max` of them.
-    pub(crate) fn tick(&self, ticks_max: u32) {
+    fn tick(&self, ticks_max: u32) {
         let silent = self.lock_silence().tick(ticks_max);
         for node in silent.into_iter().filter(|node| *node != self.own) {
             self.lose(node);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use burstfs_types::{ClientId, Code, Failure, MdtIndex, NodeIndex};
 use tokio::sync::watch;
 
 use crate::backing::Broker;
-use crate::directory::Directory;
+use crate::directory::{Directory, Seat};
 use crate::links::{Links, RPC_TIMEOUT, Remover};
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
@@ -44,13 +44,17 @@ pub(crate) struct MountDevice {
 pub(crate) struct Node {
     pub(crate) directory: Directory,
     pub(crate) fs: Arc<ClientFs>,
-    pub(crate) map_generation: u64,
+    pub(crate) map: Map,
     /// The object target of this node.
     pub(crate) ost: Arc<Ost>,
     /// The numbers of this node's requests.
     pub(crate) xids: XidSource,
     /// Nodes that will not come back.
     pub(crate) lost: Arc<LostNodes>,
+    /// As which this node asks an MGS.
+    pub(crate) mgs_client: Client,
+    /// The MGS, where this node carries it.
+    pub(crate) carried: Arc<watch::Sender<Option<Arc<MgsDriver>>>>,
     /// Answers the others for as long as it lives.
     _server: Arc<ServerHandle>,
 }
@@ -63,6 +67,8 @@ pub(crate) struct Joining {
     address: SocketAddr,
     tcp: Arc<Tcp>,
     targets: watch::Sender<Option<Targets>>,
+    mgs_client: Client,
+    carried: Arc<watch::Sender<Option<Arc<MgsDriver>>>>,
 }
 
 /// Listens, and finds the MGS (or is it).
@@ -73,32 +79,33 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
     let listener = rendezvous::listen(&tcp, description).await.map_err(here)?;
     let port = listener.address().port();
     let own = NodeIndex::new(description.node_index);
-    let mgs = match description.node_index {
-        0 => Some(Arc::new(open_mgs(description).map_err(here)?)),
-        _ => None,
-    };
+    // Another node carries the MGS only when a life of its daemon before this one has taken it over.
+    let carries = own == NodeIndex::new(0) || (description.restarted && MgsDriver::was_in(&mgs_dir(description)));
+    let mgs = carries.then(|| open_mgs(description).map(Arc::new)).transpose().map_err(here)?;
     let (targets, opened) = watch::channel(None);
+    let carried = Arc::new(watch::Sender::new(mgs.clone()));
     let config = ServerConfig {
         instance: description.instance.clone(),
         uid: description.uid,
         auth: Arc::new(Munge::new()),
         limits: ServerLimits::default(),
     };
-    let server = Arc::new(serve(listener, config, Arc::new(Roles::new(opened, mgs.clone()))));
-    let id = ClientId { node: own, incarnation: description.incarnation };
-    let (directory, address) = match mgs {
+    let server = Arc::new(serve(listener, config, Arc::new(Roles::new(opened, carried.subscribe()))));
+    // An id of its own: a long poll stays unanswered for long, and would keep the MDTs' reply caches full.
+    let mgs_client = client(description, &tcp, ClientId { node: own, incarnation: description.incarnation });
+    let (seat, address) = match mgs {
         Some(mgs) => {
-            let ip = rendezvous::resolve(&description.nodes[0]).await.map_err(here)?;
-            (Directory::Own(mgs, XidSource::new(id)), SocketAddr::new(ip, port))
+            let ip = rendezvous::resolve(description.node_name()).await.map_err(here)?;
+            (Seat::own(own, mgs, mgs_client.xids().clone()), SocketAddr::new(ip, port))
         }
         None => {
-            // An id of its own: a long poll stays unanswered for long, and would keep the MDTs' reply caches full.
-            let channel = rendezvous::find(&client(description, &tcp, id), description).await?;
+            let channel = rendezvous::find(&mgs_client, description).await?;
             let ip = rendezvous::own_ip_towards(channel.address()).map_err(here)?;
-            (Directory::Remote(channel), SocketAddr::new(ip, port))
+            (Seat::remote(NodeIndex::new(0), channel), SocketAddr::new(ip, port))
         }
     };
-    Ok(Joining { directory, server, address, tcp, targets })
+    let directory = Directory::new(seat, silence(description));
+    Ok(Joining { directory, server, address, tcp, targets, mgs_client, carried })
 }
 
 impl Joining {
@@ -126,7 +133,9 @@ impl Joining {
             lost: Arc::new(LostNodes::new(own, description.nodes.clone(), fs.clone(), links)),
             fs,
             directory: self.directory,
-            map_generation: map.generation,
+            map,
+            mgs_client: self.mgs_client,
+            carried: self.carried,
             xids: client.xids().clone(),
             ost: targets.ost,
             _server: self.server,
@@ -137,7 +146,7 @@ impl Joining {
 /// Where node 0 says that it is may be an address that only it can use (`127.0.1.1` of its own host file); this node has
 /// reached it at the MGS's.
 fn reach_node_0_as_the_mgs(map: &mut Map, directory: &Directory) {
-    if let (Directory::Remote(channel), Some(first)) = (directory, map.nodes.first_mut()) {
+    if let (Some(channel), Some(first)) = (directory.seat().channel(), map.nodes.first_mut()) {
         first.address = channel.address();
     }
 }
@@ -163,16 +172,25 @@ impl Node {
 }
 
 fn open_mgs(description: &InstanceDescription) -> anyhow::Result<MgsDriver> {
+    let own = NodeIndex::new(description.node_index);
+    MgsDriver::open(&mgs_dir(description), own, identity(description), description.incarnation)
+}
+
+/// Where this node keeps the MGS that it carries.
+pub(crate) fn mgs_dir(description: &InstanceDescription) -> PathBuf {
+    description.data_dir.join("mgs")
+}
+
+/// The instance as its MGS knows it.
+pub(crate) fn identity(description: &InstanceDescription) -> InstanceIdentity {
     let nodes = description.nodes.len() as u64;
-    let identity = InstanceIdentity {
+    InstanceIdentity {
         instance: description.instance.to_string(),
         name: description.spec.create.name.as_str().to_owned(),
         user: description.user.clone(),
         hosts: description.nodes.clone(),
         capacity: description.capacity_bytes.saturating_mul(nodes),
-    };
-    let own = NodeIndex::new(description.node_index);
-    MgsDriver::open(&description.data_dir.join("mgs"), own, identity, description.incarnation)
+    }
 }
 
 fn client(description: &InstanceDescription, tcp: &Arc<Tcp>, id: ClientId) -> Client {

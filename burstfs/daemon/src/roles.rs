@@ -1,6 +1,7 @@
 //! The services of this node, for every other node: which request goes to which role, and who may ask.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use burstfs_mds::Mdt;
@@ -22,6 +23,9 @@ use crate::mgs::MgsDriver;
 /// from or to the page cache.
 const SMALL_IO_BYTES: usize = 64 << 10;
 
+/// How long a request for the MGS waits on a node that does not carry it.
+const TAKING_OVER: Duration = Duration::from_secs(10);
+
 /// The targets of this node.
 #[derive(Clone)]
 pub(crate) struct Targets {
@@ -32,12 +36,15 @@ pub(crate) struct Targets {
 /// Answers what comes over the network. The targets are opened while the node joins, so they may be a moment away.
 pub(crate) struct Roles {
     targets: watch::Receiver<Option<Targets>>,
-    mgs: Option<Arc<MgsDriver>>,
+    mgs: watch::Receiver<Option<Arc<MgsDriver>>>,
 }
 
 impl Roles {
-    /// `mgs` on node 0.
-    pub(crate) fn new(targets: watch::Receiver<Option<Targets>>, mgs: Option<Arc<MgsDriver>>) -> Roles {
+    /// `mgs` is there on the node that carries the MGS, and comes when another node takes it over.
+    pub(crate) fn new(
+        targets: watch::Receiver<Option<Targets>>,
+        mgs: watch::Receiver<Option<Arc<MgsDriver>>>,
+    ) -> Roles {
         Roles { targets, mgs }
     }
 
@@ -47,8 +54,12 @@ impl Roles {
         opened.clone().ok_or(Errno::EIO)
     }
 
-    fn mgs(&self) -> Result<&MgsDriver, Errno> {
-        self.mgs.as_deref().ok_or(Errno::ENXIO)
+    /// Whoever asks a node that does not carry the MGS has noticed earlier than the node itself that it is to take it over.
+    async fn mgs(&self) -> Result<Arc<MgsDriver>, Errno> {
+        let mut mgs = self.mgs.clone();
+        let taken_over = tokio::time::timeout(TAKING_OVER, mgs.wait_for(Option::is_some)).await;
+        let carried = taken_over.map_err(|_| Errno::ENXIO)?.map_err(|_| Errno::EIO)?;
+        carried.clone().ok_or(Errno::ENXIO)
     }
 
     async fn call_oss(&self, caller: Caller, request: OssRequest, bulk: &mut dyn Bulk) -> Result<Vec<u8>, Errno> {
@@ -92,11 +103,11 @@ impl Handler for Roles {
             2 => self.call_oss(caller, OssRequest::decode(opcode, body).map_err(refused)?, bulk).await,
             3 => {
                 let request = MgsRequest::decode(opcode, body).map_err(refused)?;
-                self.mgs()?.call(request).await.map(|reply| reply.encode())
+                self.mgs().await?.call(request).await.map(|reply| reply.encode())
             }
             4 => {
                 let request = StageRequest::decode(opcode, body).map_err(refused)?;
-                self.mgs()?.call_stage(caller, request).await.map(|reply| reply.encode())
+                self.mgs().await?.call_stage(caller, request).await.map(|reply| reply.encode())
             }
             _ => Err(refused(DecodeError::UnknownOpcode(opcode))),
         }

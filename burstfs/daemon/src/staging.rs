@@ -9,12 +9,10 @@ use burstfs_client::fs::{ClientFs, Credentials};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::stage::{Direction, Item};
 use burstfs_spec::JobSpec;
-use burstfs_stager::{
-    Cancel, Config, Engine, Header, InstanceTree, Ledger, Outcome, Progress, RetryPolicy, StageJob, seed,
-};
+use burstfs_stager::{Cancel, Config, Engine, Header, Ledger, Outcome, Progress, RetryPolicy, StageJob, seed};
 use burstfs_types::{Code, Failure, NodeIndex, hostlist};
 
-use crate::directory::{Directory, Work};
+use crate::directory::{Directory, Seat, Work};
 use crate::job;
 use crate::mgs::{MgsDriver, StageSink};
 use crate::tree::Tree;
@@ -26,7 +24,7 @@ const WORKERS: usize = 4;
 pub(crate) struct Staging {
     description: Arc<InstanceDescription>,
     directory: Directory,
-    tree: Arc<dyn InstanceTree>,
+    tree: Arc<Tree>,
     stage_dir: PathBuf,
     spec: JobSpec,
     /// Figures of the stage-in.
@@ -57,6 +55,15 @@ impl Staging {
         })
     }
 
+    /// Notes where the paths lead that are to be drained, in case a node on the way is lost; whether all are there.
+    pub(crate) async fn remember_sources(&self) -> bool {
+        let mut all = true;
+        for job in self.spec.stage_out.iter().filter_map(|stage| StageJob::try_from(stage).ok()) {
+            all &= self.tree.remember(&job.source).await;
+        }
+        all
+    }
+
     /// Whether the job asked for this direction.
     pub(crate) fn has_work(&self, direction: Direction) -> bool {
         match direction {
@@ -65,15 +72,21 @@ impl Staging {
         }
     }
 
-    /// Does this node's part of a direction, until all nodes are done. On node 0 returns how it ended.
-    pub(crate) async fn run(&self, direction: Direction, cancel: Cancel) -> Result<Option<Conclusion>, Failure> {
+    /// Does this node's part of a direction with the queue at `seat`, until all nodes are done. Where the MGS is returns how
+    /// it ended.
+    pub(crate) async fn run(
+        &self,
+        direction: Direction,
+        seat: &Seat,
+        cancel: Cancel,
+    ) -> Result<Option<Conclusion>, Failure> {
         let jobs = self.jobs(direction)?;
         let began = SystemTime::now();
-        let ledger = match &self.directory {
-            Directory::Own(mgs, _) => Some((mgs.clone(), self.begin(mgs, direction, &jobs)?)),
-            Directory::Remote(_) => None,
+        let ledger = match seat.mgs() {
+            Some(mgs) => Some((mgs.clone(), self.begin(mgs, direction, &jobs)?)),
+            None => None,
         };
-        let worked = self.work(direction, jobs, cancel).await;
+        let worked = self.work(direction, seat.clone(), jobs, cancel).await;
         let Some((mgs, ledger)) = ledger else { return worked.map(|()| None) };
         let mut problems: Vec<String> = mgs.lost().into_iter().map(|node| self.lost(node)).collect();
         problems.extend(worked.err().map(|failure| failure.to_string()));
@@ -89,7 +102,7 @@ impl Staging {
         Ok(ledger)
     }
 
-    async fn work(&self, direction: Direction, jobs: Vec<StageJob>, cancel: Cancel) -> Result<(), Failure> {
+    async fn work(&self, direction: Direction, seat: Seat, jobs: Vec<StageJob>, cancel: Cancel) -> Result<(), Failure> {
         let progress = match direction {
             Direction::In => self.progress_in.clone(),
             Direction::Out => self.progress_out.clone(),
@@ -108,7 +121,8 @@ impl Staging {
             Direction::In => Code::StageInFailed,
             Direction::Out => Code::DrainIncomplete,
         };
-        let queue = Work { directory: self.directory.clone(), node, incarnation: self.description.incarnation };
+        let incarnation = self.description.incarnation;
+        let queue = Work { directory: self.directory.clone(), seat, node, incarnation };
         let failed =
             |error: &dyn std::fmt::Display| Failure::new(code, format!("{}: {error}", self.description.node_name()));
         let engine = Engine::open(direction, jobs, self.tree.clone(), config, progress, cancel)

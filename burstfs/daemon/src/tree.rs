@@ -1,11 +1,12 @@
 //! The instance's file system as the stager needs it, over the client.
 //!
-//! Owns the stager's open files. The stager works as the job's user inside the user's own instance, so nothing is checked
+//! Owns the stager's open files, and the memory of where the paths that are drained lead: when the node of a directory that a
+//! path goes through is lost (the root's, above all), what is below it on other nodes can still be found. The stager works as the job's user inside the user's own instance, so nothing is checked
 //! here that the kernel would check for a process of the job.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use burstfs_client::fs::{
@@ -22,12 +23,49 @@ pub(crate) struct Tree {
     owner: Credentials,
     open: Mutex<HashMap<u64, Arc<OpenFile>>>,
     next_handle: AtomicU64,
+    names: Mutex<HashMap<(Ino, Vec<u8>), Ino>>,
 }
 
 impl Tree {
     /// What the stager makes belongs to `owner`.
     pub(crate) fn new(fs: Arc<ClientFs>, owner: Credentials) -> Tree {
-        Tree { fs, owner, open: Mutex::default(), next_handle: AtomicU64::new(1) }
+        Tree { fs, owner, open: Mutex::default(), next_handle: AtomicU64::new(1), names: Mutex::default() }
+    }
+
+    /// Notes where `path` leads now, as far as it is there; whether all of it is.
+    pub(crate) async fn remember(&self, path: &[u8]) -> bool {
+        let (mut dir, mut is_news) = (Ino::ROOT, false);
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+            let found = self.fs.lookup(dir, name).await.map(ino);
+            let mut names = self.names();
+            match found {
+                Ok(found) => {
+                    is_news |= names.insert((dir, name.to_vec()), found) != Some(found);
+                    dir = found;
+                }
+                Err(error) => {
+                    if error.is_gone() {
+                        names.remove(&(dir, name.to_vec()));
+                    }
+                    return false;
+                }
+            }
+        }
+        if is_news {
+            tracing::info!("{} is {dir} now", path.escape_ascii());
+        }
+        true
+    }
+
+    fn recall(&self, dir: Ino, name: &Name) -> Option<Ino> {
+        let found = self.names().get(&(dir, name.as_bytes().to_vec())).copied()?;
+        let name = name.as_bytes().escape_ascii();
+        tracing::warn!("{name} is looked for where it was before the node of its directory was lost");
+        Some(found)
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<(Ino, Vec<u8>), Ino>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self, handle: TreeHandle) -> Result<Arc<OpenFile>, Errno> {
@@ -40,7 +78,7 @@ impl Tree {
         Opened { handle: TreeHandle(handle), attr: opened.attr }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -62,7 +100,10 @@ impl InstanceTree for Tree {
     }
 
     async fn lookup(&self, dir: Ino, name: &Name) -> Result<Ino, Errno> {
-        self.fs.lookup(dir, name.as_bytes()).await.map(ino).map_err(errno)
+        match self.fs.lookup(dir, name.as_bytes()).await {
+            Err(error) if error.is_of_lost_node() => self.recall(dir, name).ok_or_else(|| error.errno()),
+            found => found.map(ino).map_err(errno),
+        }
     }
 
     async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {

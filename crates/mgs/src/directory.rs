@@ -73,6 +73,20 @@ impl Mgs {
         Mgs { identity, nodes, generation: 0, failure: None, conclusion: None, version: 0 }
     }
 
+    /// Goes on with an instance that was READY when the node that carried its MGS was lost. What the nodes have reached since
+    /// they say again; `lost` are left out.
+    pub fn succeed(identity: Identity, map: &Map, lost: &[NodeIndex]) -> Mgs {
+        let indices = (0_u16..).map(NodeIndex::new);
+        let nodes = indices.zip(&map.nodes).map(|(index, node)| Node {
+            joined: Some((0, node.address)),
+            reached: Some(Phase::StagedIn),
+            is_lost: lost.contains(&index),
+            report: None,
+        });
+        let nodes = nodes.collect();
+        Mgs { identity, nodes, generation: map.generation, failure: None, conclusion: None, version: 0 }
+    }
+
     /// Moves with every change that somebody may wait for, and that must survive a restart of node 0.
     pub fn version(&self) -> u64 {
         self.version
@@ -368,6 +382,24 @@ mod tests {
         assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
         assert_eq!(mgs.status().reason, "E303: node2: lost, with what it held");
         assert_eq!(mgs.joined().len(), 2);
+    }
+
+    #[test]
+    fn a_successor_goes_on_without_the_lost() {
+        let mut first = joined(3);
+        let Waited::Done(map) = first.poll_map(0) else { panic!("no map") };
+        (0..3).for_each(|node| first.reach(NodeIndex::new(node), Phase::StagedIn));
+        let mut next = Mgs::succeed(first.identity.clone(), &map, &[NodeIndex::new(0)]);
+        assert_eq!(
+            (next.state(), next.lost(), next.poll_map(0)),
+            (State::Ready, vec![NodeIndex::new(0)], Waited::Done(map))
+        );
+        next.reach(NodeIndex::new(1), Phase::ClientsGone);
+        assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::NotYet);
+        next.reach(NodeIndex::new(2), Phase::ClientsGone);
+        let lost = vec![NodeIndex::new(0)];
+        assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost }));
+        assert_eq!(next.join(&join(2, 5, 102)), Ok(()), "a later life of a daemon joins as before");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use burstfs_tests::{Job, NODES, SOON, Scenario, scenario, wait_for};
+use burstfs_tests::{Job, NODES, SOON, Scenario, scenario, wait_until};
 
 /// Every node makes a few directories (whose homes are then all over the nodes), and in every directory a file of its own.
 /// Then the script says on which MDT each directory is, and `written`.
@@ -20,12 +20,17 @@ for dir in $BURSTFS/*; do echo "home $(($(stat -c %i $dir) >> 48)) $(basename $d
 echo written
 "#;
 
+/// The whole file system.
+fn all() -> Vec<String> {
+    vec![String::new()]
+}
+
 /// What the logs may say when `node` is gone: burstfs names it and what it took along, and Slurm cannot reach it.
 fn allow_loss(s: &mut Scenario<'_>, node: &str) {
     for line in [
         format!("{node} is given up: nothing was heard of it for too long"),
         format!("E303: {node} is lost: what it holds answers EIO from now on"),
-        format!("E402: stage_out: {node} was lost, with what it held"),
+        format!("stage_out: {node} was lost, with what it held"),
         "E402: the node was restarted before its data had been drained".to_owned(),
         format!("error: Nodes {node} not responding"),
         format!("error: Node {node} now responding"),
@@ -36,10 +41,16 @@ fn allow_loss(s: &mut Scenario<'_>, node: &str) {
     }
 }
 
-/// A job that drains the whole file system.
-fn submit<'a>(s: &Scenario<'a>, rest: &str) -> Result<Job<'a>> {
-    let dir = s.dir("alice")?;
-    let job = s.job("alice")?.burstfs("capacity=400MiB").burstfs(format!("stage_out source=/ destination={dir}/out"));
+/// A job that drains these directories, each to one of its name below `out`; the root directory to `out` itself.
+fn submit<'a>(s: &Scenario<'a>, sources: &[String], rest: &str) -> Result<Job<'a>> {
+    let out = s.path("alice")?.join("out");
+    let dir = format!("{}/out", s.dir("alice")?);
+    s.cluster.login("alice", "/", "", &["mkdir", &dir])?;
+    ensure!(out.is_dir(), "{} could not be made", out.display());
+    let mut job = s.job("alice")?.burstfs("capacity=400MiB");
+    for source in sources {
+        job = job.burstfs(format!("stage_out source=/{source}/ destination={dir}/{source}"));
+    }
     job.option("--no-requeue").script(format!("{WRITE}{rest}")).submit()
 }
 
@@ -55,12 +66,13 @@ fn receipt_file(job: &Job<'_>) -> PathBuf {
 }
 
 /// What the nodes but `lost` hold is at the destination, and the receipt says INCOMPLETE and names the lost one.
-fn ensure_rest_is_drained(s: &Scenario<'_>, job: &Job<'_>, lost: usize) -> Result<()> {
+fn ensure_rest_is_drained(s: &Scenario<'_>, job: &Job<'_>, sources: &[String], lost: usize) -> Result<()> {
     let receipt = job.receipt()?;
     receipt.ensure_incomplete()?;
     ensure!(receipt.text().contains(&format!("{} was lost", NODES[lost])), "{}", receipt.text());
     let out = s.path("alice")?.join("out");
-    let homes = homes(job)?;
+    let mut homes = homes(job)?;
+    homes.retain(|(_, dir)| sources.iter().any(|source| source.is_empty() || source == dir));
     let living: Vec<_> = homes.iter().filter(|(mdt, _)| *mdt != lost).collect();
     ensure!(!living.is_empty() && living.len() < homes.len(), "no directory, or none on the lost node: {homes:?}");
     for (_, dir) in living {
@@ -93,6 +105,7 @@ fn a_node_loses_its_power_while_the_job_runs() -> Result<()> {
         allow_loss(s, "node3");
         let job = submit(
             s,
+            &all(),
             r#"
             until [ -e off ]; do sleep 0.05; done
             lost=$(awk '/^home 2 / { print $3; exit }' slurm-$SLURM_JOB_ID.out)
@@ -106,13 +119,71 @@ fn a_node_loses_its_power_while_the_job_runs() -> Result<()> {
         job.touch("off")?;
         job.wait_line("failed at once")?;
         job.wait_line("went on")?;
-        wait_for("the receipt", SOON, || Ok(receipt_file(&job).exists().then_some(())))?;
-        ensure_rest_is_drained(s, &job, 2)?;
+        wait_until("the receipt", SOON, || Ok(receipt_file(&job).exists()))?;
+        ensure_rest_is_drained(s, &job, &all(), 2)?;
         ensure_nodes_recover(s, &job, 2)?;
         let out = s.path("alice")?.join("out");
         for (_, dir) in homes(&job)?.iter().filter(|(mdt, _)| *mdt != 2) {
             ensure!(fs::read_to_string(out.join(dir).join("more"))? == "more\n", "{dir}");
         }
         Ok(())
+    })
+}
+
+#[test]
+fn a_node_loses_its_power_while_draining() -> Result<()> {
+    scenario("power-drain", |s| {
+        allow_loss(s, "node3");
+        let job = submit(s, &all(), "until [ -e go ]; do sleep 0.05; done")?;
+        job.wait_line("written")?;
+        let log = format!("/var/log/burstfs/{}.log", job.instance(0)?);
+        // While node2's epilog stands still no node drains; so node3 does not either, when the others begin.
+        let helper = s.cluster.only_pid("node2", "burstfs-node")?;
+        s.cluster.sh("node2", &format!("kill -STOP {helper}"))?;
+        job.touch("go")?;
+        wait_until("node3 to be at the end", SOON, || {
+            Ok(s.cluster.try_sh("node3", &format!("grep -q 'burstfsd: Draining' {log}"))?.status.success())
+        })?;
+        s.cluster.sh("node3", "pkill -STOP -x burstfsd")?;
+        s.cluster.sh("node2", &format!("kill -CONT {helper}"))?;
+        let out = s.path("alice")?.join("out");
+        wait_until("the first drained files", SOON, || {
+            Ok(fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some()))
+        })?;
+        s.cluster.control(&["node", "off", "node3"])?;
+        wait_until("the receipt", SOON, || Ok(receipt_file(&job).exists()))?;
+        ensure_rest_is_drained(s, &job, &all(), 2)?;
+        ensure_nodes_recover(s, &job, 2)
+    })
+}
+
+#[test]
+fn the_first_node_loses_its_power() -> Result<()> {
+    scenario("power-first", |s| {
+        allow_loss(s, "node1");
+        for line in [
+            "E303: nothing was heard of the MGS on node1; it is node2's now",
+            "the MGS has moved; the drain begins anew",
+            "is looked for where it was before the node of its directory was lost",
+        ] {
+            s.allow(line);
+        }
+        // The root directory is lost with its node; these can still be found.
+        let sources: Vec<String> = NODES.iter().flat_map(|node| [format!("{node}-1"), format!("{node}-2")]).collect();
+        let job = submit(s, &sources, "sleep 1000")?;
+        job.wait_line("written")?;
+        let log = format!("burstfs/{}.log", job.instance(0)?);
+        wait_until("the nodes to know where the directories are", SOON, || {
+            let knows = |node: &&str| {
+                fs::read_to_string(s.cluster.logs(node).join(&log))
+                    .is_ok_and(|log| sources.iter().all(|source| log.contains(&format!("/{source}/ is "))))
+            };
+            Ok(NODES[1..].iter().all(knows))
+        })?;
+        s.cluster.control(&["node", "off", "node1"])?;
+        job.cancel()?;
+        wait_until("the receipt", SOON, || Ok(receipt_file(&job).exists()))?;
+        ensure_rest_is_drained(s, &job, &sources, 0)?;
+        ensure_nodes_recover(s, &job, 0)
     })
 }
