@@ -1,35 +1,37 @@
-//! The checker: walks one MDT and says which invariants do not hold.
+//! The checker: walks the records of MDTs and says which invariants do not hold.
 //!
-//! For tests and for whoever suspects a bug; nothing else may change the MDT meanwhile. What lies on other MDTs is not seen:
-//! an entry that names a directory elsewhere is believed.
+//! For tests and for whoever suspects a bug. It is told records, from wherever they come, and takes them for one moment's: what
+//! changes while they are read may look wrong. Where only some of the MDTs are told, what lies on the others is believed.
 //!
 //! | invariant | |
 //! |---|---|
-//! | 1 | an entry whose inode is of this MDT names an inode that is there, of the kind that the entry says |
+//! | 1 | an entry names an inode that is there, of the kind that the entry says |
 //! | 2 | each entry has one record by name and one by cookie, which agree |
 //! | 3 | an entry's directory is there, and counts its entries |
 //! | 4 | cookies are at least 3 and below the directory's next |
 //! | 5 | what is no directory has as many names as its nlink says |
 //! | 6 | a directory's nlink is 2 and one for each directory in it |
-//! | 7 | a directory has one name, in the parent that it remembers (a parent elsewhere is not seen); the root has none |
+//! | 7 | a directory has one name, in the parent that it remembers; the root has none |
 //! | 8 | extended attributes belong to inodes that are there and count them |
 //! | 9 | inodes without a name, and no others, have an orphan record |
 //! | 10 | a file whose objects wait for removal has no inode |
-//! | 11 | inode numbers are of this MDT and below the limit that is stored |
+//! | 11 | inode numbers are of their MDT and below the limit that is stored |
 //! | 12 | the count of inodes is right |
+//! | 13 | no transaction over several MDTs is unfinished |
+//! | 14 | every directory is reached from the root: there is no cycle |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::Ordering;
 
-use burstfs_types::{FileKind, Ino, Name};
+use burstfs_types::{FileKind, Ino, MdtIndex, Name};
 
 use crate::mdt::Mdt;
 use crate::record::{Body, CookieEntry, Dentry, FIRST_COOKIE, Inode, decode, key};
-use crate::store::{Engine, StoreError, for_each};
+use crate::store::{StoreError, for_each};
 
 /// An invariant that does not hold.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Violation {
     /// Its number in the table above.
     pub invariant: u8,
@@ -43,86 +45,129 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Everything that the store has, by what it belongs to.
+/// What is known of an MDT besides its records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Figures {
+    /// Inode numbers from here on were never given out.
+    limit: u64,
+    /// How many inodes it counts.
+    inodes: i64,
+}
+
+/// The records of some MDTs, by what they belong to.
 #[derive(Default)]
 struct Walk {
+    /// How many MDTs the instance has.
+    mdts: u16,
+    told: BTreeMap<MdtIndex, Figures>,
     inodes: BTreeMap<Ino, Inode>,
     by_name: BTreeMap<(Ino, Name), Dentry>,
     children: BTreeMap<Ino, Vec<Dentry>>,
     parents: BTreeMap<Ino, Vec<Ino>>,
     by_cookie: BTreeMap<(Ino, u64), CookieEntry>,
     xattrs: BTreeMap<Ino, u32>,
-    orphans: Vec<Ino>,
-    destroys: Vec<Ino>,
+    orphans: BTreeSet<Ino>,
+    destroys: BTreeSet<Ino>,
+    unfinished: Vec<Ino>,
     violations: Vec<Violation>,
 }
 
 impl Mdt {
-    /// Every violation that a walk finds; none in a healthy MDT.
+    /// Every violation that a walk over this MDT finds; none in a healthy one.
     pub fn check(&self) -> Result<Vec<Violation>, StoreError> {
-        let mut walk = Walk::read(&*self.engine)?;
-        walk.entries(self);
-        walk.directories(self);
-        walk.files();
-        walk.attributes();
-        walk.leftovers();
-        walk.numbers(self);
-        Ok(walk.violations)
+        check(&[self])
     }
 }
 
-impl Walk {
-    fn read(engine: &dyn Engine) -> Result<Walk, StoreError> {
-        let mut walk = Walk::default();
-        table(engine, key::INODE, |ino, key, value| {
-            walk.inodes.insert(ino, decode(key, value)?);
-            Ok(())
-        })?;
-        let mut bad_names = Vec::new();
-        table(engine, key::DENTRY, |parent, key, value| {
-            match Name::new(&key[9..]) {
-                Ok(name) => {
-                    walk.by_name.insert((parent, name), decode(key, value)?);
-                }
-                Err(error) => bad_names.push(format!("an entry of {parent}: {error}")),
-            }
-            Ok(())
-        })?;
-        table(engine, key::COOKIE, |parent, key, value| {
-            walk.by_cookie.insert((parent, key::number_at(key, 9).unwrap_or(0)), decode(key, value)?);
-            Ok(())
-        })?;
-        table(engine, key::XATTR, |ino, _, _| {
-            *walk.xattrs.entry(ino).or_default() += 1;
-            Ok(())
-        })?;
-        table(engine, key::ORPHAN, |ino, _, _| {
-            walk.orphans.push(ino);
-            Ok(())
-        })?;
-        table(engine, key::DESTROY, |ino, _, _| {
-            walk.destroys.push(ino);
-            Ok(())
-        })?;
-        for ((parent, _), dentry) in &walk.by_name {
-            walk.children.entry(*parent).or_default().push(*dentry);
-            walk.parents.entry(dentry.ino).or_default().push(*parent);
+/// Every violation that a walk over `mdts` finds. They are of one instance, and nothing changes them meanwhile.
+pub fn check(mdts: &[&Mdt]) -> Result<Vec<Violation>, StoreError> {
+    let mut walk = Walk::default();
+    for mdt in mdts {
+        walk.mdts = mdt.config.mdts;
+        let figures = Figures { limit: mdt.inos.limit(), inodes: mdt.inode_count.load(Ordering::Relaxed) };
+        walk.told.insert(mdt.index(), figures);
+        for table in TABLES {
+            for_each(&*mdt.engine, &[table], |key, value| walk.add(mdt.index(), key, value))?;
         }
-        bad_names.into_iter().for_each(|found| walk.violated(2, found));
-        Ok(walk)
+    }
+    Ok(walk.finish())
+}
+
+/// The tables that the checker wants to be told.
+const TABLES: [u8; 8] =
+    [key::INODE, key::DENTRY, key::COOKIE, key::XATTR, key::ORPHAN, key::DESTROY, key::INTENT, key::COMMITTED];
+
+impl Walk {
+    fn add(&mut self, mdt: MdtIndex, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let (Some(table), Some(ino)) = (key.first(), key::ino_of(key)) else { return Ok(()) };
+        match *table {
+            key::INODE => {
+                self.inodes.insert(ino, decode(key, value)?);
+            }
+            key::DENTRY => match Name::new(&key[9..]) {
+                Ok(name) => self.add_entry(ino, name, decode(key, value)?),
+                Err(error) => self.violated(2, format!("an entry of {ino}: {error}")),
+            },
+            key::COOKIE => {
+                self.by_cookie.insert((ino, key::number_at(key, 9).unwrap_or(0)), decode(key, value)?);
+            }
+            key::XATTR => *self.xattrs.entry(ino).or_default() += 1,
+            key::ORPHAN => drop(self.orphans.insert(ino)),
+            key::DESTROY => drop(self.destroys.insert(ino)),
+            _ => self.unfinished.push(ino),
+        }
+        let is_own = [key::INODE, key::DENTRY, key::COOKIE, key::XATTR, key::ORPHAN, key::DESTROY].contains(table);
+        if is_own && ino.mdt() != mdt {
+            self.violated(11, format!("{mdt} has a record of {ino}"));
+        }
+        Ok(())
+    }
+
+    fn add_entry(&mut self, parent: Ino, name: Name, dentry: Dentry) {
+        self.children.entry(parent).or_default().push(dentry);
+        self.parents.entry(dentry.ino).or_default().push(parent);
+        self.by_name.insert((parent, name), dentry);
+    }
+
+    fn finish(mut self) -> Vec<Violation> {
+        self.entries();
+        self.directories();
+        self.files();
+        self.attributes();
+        self.leftovers();
+        self.numbers();
+        if self.is_whole() {
+            self.tree();
+            for tx in std::mem::take(&mut self.unfinished) {
+                self.violated(13, format!("the transaction {tx} is unfinished"));
+            }
+        }
+        self.violations
     }
 
     fn violated(&mut self, invariant: u8, found: String) {
         self.violations.push(Violation { invariant, found });
     }
 
-    fn entries(&mut self, mdt: &Mdt) {
+    fn all_violated(&mut self, found: Vec<(u8, String)>) {
+        found.into_iter().for_each(|(invariant, found)| self.violated(invariant, found));
+    }
+
+    /// Whether all MDTs are told.
+    fn is_whole(&self) -> bool {
+        self.told.len() == usize::from(self.mdts)
+    }
+
+    fn is_told(&self, ino: Ino) -> bool {
+        self.told.contains_key(&ino.mdt())
+    }
+
+    fn entries(&mut self) {
         let mut found = Vec::new();
         for ((parent, name), dentry) in &self.by_name {
             let at = format!("{name} in {parent}");
             let kind = self.inodes.get(&dentry.ino).map(Inode::kind);
-            let is_elsewhere = dentry.ino.mdt() != mdt.index() && dentry.kind == FileKind::Directory;
-            if kind != Some(dentry.kind) && !is_elsewhere {
+            if kind != Some(dentry.kind) && self.is_told(dentry.ino) {
                 found.push((1, format!("{at} names {} as {:?}, which is {kind:?}", dentry.ino, dentry.kind)));
             }
             let expected = CookieEntry { name: name.clone(), ino: dentry.ino, kind: dentry.kind };
@@ -142,7 +187,7 @@ impl Walk {
         if self.by_cookie.len() != self.by_name.len() {
             found.push((2, format!("{} entries by name, {} by cookie", self.by_name.len(), self.by_cookie.len())));
         }
-        found.into_iter().for_each(|(invariant, text)| self.violated(invariant, text));
+        self.all_violated(found);
     }
 
     /// The entries of `parent`.
@@ -155,7 +200,7 @@ impl Walk {
         self.parents.get(&ino).map_or(&[], Vec::as_slice)
     }
 
-    fn directories(&mut self, mdt: &Mdt) {
+    fn directories(&mut self) {
         let mut found = Vec::new();
         for (ino, inode) in &self.inodes {
             let Body::Directory { parent, entries, .. } = &inode.body else { continue };
@@ -171,34 +216,31 @@ impl Walk {
             let names = self.names_of(*ino);
             let is_right = match *ino {
                 Ino::ROOT => names.is_empty(),
-                _ if parent.mdt() == mdt.index() => names == [*parent],
+                _ if self.is_told(*parent) => names == [*parent],
                 _ => names.is_empty(),
             };
             if !is_right {
                 found.push((7, format!("{ino} remembers {parent} and is named in {names:?}")));
             }
         }
-        if mdt.index() == Ino::ROOT.mdt() && !self.inodes.contains_key(&Ino::ROOT) {
+        if self.is_told(Ino::ROOT) && !self.inodes.contains_key(&Ino::ROOT) {
             found.push((7, "there is no root".to_owned()));
         }
-        found.into_iter().for_each(|(invariant, text)| self.violated(invariant, text));
+        self.all_violated(found);
     }
 
     fn files(&mut self) {
         let mut found = Vec::new();
-        for (ino, inode) in &self.inodes {
-            if inode.kind() == FileKind::Directory {
-                continue;
+        for (ino, inode) in self.inodes.iter().filter(|(_, inode)| inode.kind() != FileKind::Directory) {
+            let (names, nlink) = (self.names_of(*ino).len(), inode.nlink as usize);
+            if names > nlink || names < nlink && self.is_whole() {
+                found.push((5, format!("{ino} has nlink {nlink} and {names} names")));
             }
-            let names = self.names_of(*ino).len();
-            if names as u64 != u64::from(inode.nlink) {
-                found.push((5, format!("{ino} has nlink {} and {names} names", inode.nlink)));
-            }
-            if (inode.nlink == 0) != self.orphans.contains(ino) {
-                found.push((9, format!("{ino} has nlink {}; orphans are {:?}", inode.nlink, self.orphans)));
+            if (nlink == 0) != self.orphans.contains(ino) {
+                found.push((9, format!("{ino} has nlink {nlink}; orphans are {:?}", self.orphans)));
             }
         }
-        found.into_iter().for_each(|(invariant, text)| self.violated(invariant, text));
+        self.all_violated(found);
     }
 
     fn attributes(&mut self) {
@@ -206,12 +248,12 @@ impl Walk {
         for (ino, inode) in &self.inodes {
             let count = self.xattrs.get(ino).copied().unwrap_or(0);
             if inode.xattrs != count {
-                found.push(format!("{ino} counts {} extended attributes and has {count}", inode.xattrs));
+                found.push((8, format!("{ino} counts {} extended attributes and has {count}", inode.xattrs)));
             }
         }
         let stray = self.xattrs.keys().filter(|ino| !self.inodes.contains_key(ino));
-        found.extend(stray.map(|ino| format!("{ino} is not there and has extended attributes")));
-        found.into_iter().for_each(|text| self.violated(8, text));
+        found.extend(stray.map(|ino| (8, format!("{ino} is not there and has extended attributes"))));
+        self.all_violated(found);
     }
 
     fn leftovers(&mut self) {
@@ -227,28 +269,31 @@ impl Walk {
         }
     }
 
-    fn numbers(&mut self, mdt: &Mdt) {
-        let limit = mdt.inos.limit();
-        let strange = |ino: &Ino| ino.mdt() != mdt.index() || (*ino != Ino::ROOT && ino.counter() >= limit);
-        let strange: Vec<Ino> = self.inodes.keys().copied().filter(strange).collect();
-        if !strange.is_empty() {
-            self.violated(11, format!("{strange:?} are above {limit} or of another MDT"));
+    fn numbers(&mut self) {
+        let mut found = Vec::new();
+        for (mdt, figures) in &self.told {
+            let own: Vec<Ino> = self.inodes.keys().filter(|ino| ino.mdt() == *mdt).copied().collect();
+            let is_strange = |ino: &&Ino| **ino != Ino::ROOT && ino.counter() >= figures.limit;
+            let strange: Vec<&Ino> = own.iter().filter(is_strange).collect();
+            if !strange.is_empty() {
+                found.push((11, format!("{strange:?} are above {}", figures.limit)));
+            }
+            if i64::try_from(own.len()) != Ok(figures.inodes) {
+                found.push((12, format!("{mdt} counts {} inodes and has {}", figures.inodes, own.len())));
+            }
         }
-        let counted = mdt.inode_count.load(Ordering::Relaxed);
-        if i64::try_from(self.inodes.len()) != Ok(counted) {
-            self.violated(12, format!("{counted} inodes are counted, {} are there", self.inodes.len()));
-        }
+        self.all_violated(found);
     }
-}
 
-/// Visits a table whose keys begin with an inode number.
-fn table(
-    engine: &dyn Engine,
-    table: u8,
-    mut visit: impl FnMut(Ino, &[u8], &[u8]) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    for_each(engine, &[table], |key, value| match key::ino_of(key) {
-        Some(ino) => visit(ino, key, value),
-        None => Ok(()),
-    })
+    fn tree(&mut self) {
+        let mut reached = BTreeSet::from([Ino::ROOT]);
+        let mut to_visit = vec![Ino::ROOT];
+        while let Some(directory) = to_visit.pop() {
+            let entries = self.entries_of(directory).iter().filter(|dentry| dentry.kind == FileKind::Directory);
+            to_visit.extend(entries.map(|dentry| dentry.ino).filter(|ino| reached.insert(*ino)));
+        }
+        let is_lost = |(ino, inode): &(&Ino, &Inode)| inode.kind() == FileKind::Directory && !reached.contains(ino);
+        let lost: Vec<Ino> = self.inodes.iter().filter(is_lost).map(|(ino, _)| *ino).collect();
+        lost.into_iter().for_each(|ino| self.violated(14, format!("{ino} is not reached from the root")));
+    }
 }

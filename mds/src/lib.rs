@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!     MetadataService::call
-//!          |  Mdt        client, reply cache, locks, clock, commit; asks other MDTs
-//!          v
+//!          |  Mdt        client, reply cache, locks, clock, commit
+//!          v    `--> txn     operations over several MDTs
 //!        ops/*           one file each: what POSIX says, synchronous
 //!          v
 //!       Namespace        inodes, entries, orphans; record::* are their bytes
@@ -29,8 +29,9 @@ mod ops;
 mod peers;
 mod record;
 mod store;
+mod txn;
 
-pub use check::Violation;
+pub use check::{Violation, check};
 pub use clock::{Clock, SystemClock};
 pub use destroy::ObjectRemover;
 pub use mdt::{Mdt, MdtConfig};

@@ -1,16 +1,19 @@
 //! Who may change what at the same time.
 //!
 //! Owns the stripes: an array of locks, each of which stands for the inodes whose number hashes to it, and guards what is
-//! known of them in memory: names that are reserved while another MDT is asked, and opens.
+//! known of them in memory: what transactions over several MDTs hold, and opens.
 //!
 //! Invariants: an operation holds the stripes of all inodes that it changes, taken in ascending order, for no longer than
-//! its transaction; none is held across an await. A name is reserved by at most one operation, which outlives the await.
+//! its batch; none is held across an await. What outlives an await is held: a name, or a whole inode with the names in it, by
+//! one transaction at a time. Nobody else changes it. If it is promised to another MDT, nobody reads it either: it may have
+//! changed already, by a decision that is still on its way.
 //!
 //! Failure: a panic elsewhere while a stripe is held leaves the stripe usable: the transaction behind it was not committed.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use burstfs_proto::mds::TxId;
 use burstfs_types::{ClientId, Ino, Name};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -18,14 +21,72 @@ use tokio::sync::futures::Notified;
 /// Several times the threads that a node has for metadata; each takes some tens of bytes.
 const STRIPES: usize = 256;
 
+/// What an operation must have to itself.
+#[derive(Default, Debug)]
+pub(crate) struct Needs<'n> {
+    /// Names in directories.
+    pub(crate) names: Vec<(Ino, &'n Name)>,
+    /// Inodes, with all names in them.
+    pub(crate) whole: Vec<Ino>,
+    /// Inodes, whatever becomes of names in them.
+    pub(crate) inodes: Vec<Ino>,
+}
+
+impl Needs<'_> {
+    /// The inodes whose stripes it takes.
+    pub(crate) fn inos(&self) -> impl Iterator<Item = Ino> {
+        let parents = self.names.iter().map(|(parent, _)| *parent);
+        parents.chain(self.whole.iter().copied()).chain(self.inodes.iter().copied())
+    }
+}
+
+/// Who holds something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Holder {
+    tx: TxId,
+    is_promised: bool,
+}
+
+/// What is held of one inode.
+#[derive(Default)]
+struct Held {
+    names: Vec<(Name, Holder)>,
+    whole: Option<Holder>,
+}
+
+impl Held {
+    fn holders(&self) -> impl Iterator<Item = Holder> {
+        self.names.iter().map(|(_, holder)| *holder).chain(self.whole)
+    }
+}
+
 /// What is known in memory of the inodes of one stripe.
 #[derive(Default)]
 pub(crate) struct Stripe {
-    reserved: HashMap<Ino, Vec<Name>>,
+    held: HashMap<Ino, Held>,
     opens: HashMap<Ino, Vec<(ClientId, u32)>>,
 }
 
 impl Stripe {
+    fn holder_of_name(&self, parent: Ino, name: &Name) -> Option<Holder> {
+        let names = &self.held.get(&parent)?.names;
+        names.iter().find(|(held, _)| held == name).map(|(_, holder)| *holder)
+    }
+
+    fn holder_of_whole(&self, ino: Ino) -> Option<Holder> {
+        self.held.get(&ino)?.whole
+    }
+
+    /// Whether another MDT decides what `name` in `parent` is.
+    pub(crate) fn is_name_promised(&self, parent: Ino, name: &Name) -> bool {
+        self.holder_of_name(parent, name).is_some_and(|holder| holder.is_promised)
+    }
+
+    /// Whether another MDT decides what becomes of `ino`, or of a name in it.
+    pub(crate) fn is_promised(&self, ino: Ino) -> bool {
+        self.held.get(&ino).is_some_and(|held| held.holders().any(|holder| holder.is_promised))
+    }
+
     /// Forgets the opens of `client`; gives the inodes that it had open.
     pub(crate) fn forget_opens(&mut self, client: ClientId) -> Vec<Ino> {
         let mut forgotten = Vec::new();
@@ -75,20 +136,21 @@ impl Locks {
         self.stripes[index].write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Completes when any reservation made before this call or after it ends.
+    /// Completes when anything that is held at this call, or later, is given back.
     pub(crate) fn released(&self) -> Notified<'_> {
         self.released.notified()
     }
 
-    /// Reserves `entries`, whose directories are locked.
-    pub(crate) fn reserve(&self, locked: &mut Locked<'_>, entries: &[(Ino, &Name)]) -> Reservation<'_> {
-        let entries: Vec<(Ino, Name)> = entries.iter().map(|(parent, name)| (*parent, (*name).clone())).collect();
-        for (parent, name) in &entries {
-            if let Some(stripe) = locked.stripe_mut(*parent) {
-                stripe.reserved.entry(*parent).or_default().push(name.clone());
-            }
-        }
-        Reservation { locks: self, entries }
+    /// Says that something was given back.
+    pub(crate) fn notify_released(&self) {
+        self.released.notify_waiters();
+    }
+
+    /// Holds what `tx`, coordinated here, needs; its stripes are locked.
+    pub(crate) fn hold(&self, locked: &mut Locked<'_>, tx: TxId, needs: &Needs<'_>) -> Hold<'_> {
+        locked.take(Holder { tx, is_promised: false }, needs);
+        let names = needs.names.iter().map(|(parent, name)| (*parent, (*name).clone())).collect();
+        Hold { locks: self, tx, names, whole: needs.whole.clone() }
     }
 }
 
@@ -118,15 +180,51 @@ impl Locked<'_> {
         self.guards.iter_mut().flat_map(|(_, stripe)| stripe.forget_opens(client)).collect()
     }
 
-    /// Whether the entry `name` of `parent` is reserved.
-    pub(crate) fn is_reserved(&self, parent: Ino, name: &Name) -> bool {
-        let names = self.stripe(parent).and_then(|stripe| stripe.reserved.get(&parent));
-        names.is_some_and(|names| names.contains(name))
+    /// Whether another one than `tx` holds something of what is needed.
+    pub(crate) fn is_held_by_other(&self, needs: &Needs<'_>, tx: Option<TxId>) -> bool {
+        let is_other = |holder: Option<Holder>| holder.is_some_and(|holder| Some(holder.tx) != tx);
+        let name = |(parent, name): &(Ino, &Name)| {
+            self.stripe(*parent).is_some_and(|stripe| {
+                is_other(stripe.holder_of_name(*parent, name)) || is_other(stripe.holder_of_whole(*parent))
+            })
+        };
+        let whole = |ino: &Ino| {
+            let held = self.stripe(*ino).and_then(|stripe| stripe.held.get(ino));
+            held.is_some_and(|held| held.holders().any(|holder| is_other(Some(holder))))
+        };
+        let inode = |ino: &Ino| self.stripe(*ino).is_some_and(|stripe| is_other(stripe.holder_of_whole(*ino)));
+        needs.names.iter().any(name) || needs.whole.iter().any(whole) || needs.inodes.iter().any(inode)
     }
 
-    /// Whether any entry of `directory` is reserved.
-    pub(crate) fn has_reserved(&self, directory: Ino) -> bool {
-        self.stripe(directory).is_some_and(|stripe| stripe.reserved.contains_key(&directory))
+    /// Holds what is needed of `tx`, which another MDT decides.
+    pub(crate) fn promise(&mut self, tx: TxId, needs: &Needs<'_>) {
+        self.take(Holder { tx, is_promised: true }, needs);
+    }
+
+    fn take(&mut self, holder: Holder, needs: &Needs<'_>) {
+        for (parent, name) in &needs.names {
+            if let Some(stripe) = self.stripe_mut(*parent) {
+                stripe.held.entry(*parent).or_default().names.push(((*name).clone(), holder));
+            }
+        }
+        for ino in &needs.whole {
+            if let Some(stripe) = self.stripe_mut(*ino) {
+                stripe.held.entry(*ino).or_default().whole = Some(holder);
+            }
+        }
+    }
+
+    /// Gives back what `tx` holds. [`Locks::notify_released`] then tells those who wait.
+    pub(crate) fn release(&mut self, tx: TxId, needs: &Needs<'_>) {
+        for ino in needs.inos() {
+            let Some(stripe) = self.stripe_mut(ino) else { continue };
+            let Some(held) = stripe.held.get_mut(&ino) else { continue };
+            held.names.retain(|(_, holder)| holder.tx != tx);
+            held.whole.take_if(|holder| holder.tx == tx);
+            if held.names.is_empty() && held.whole.is_none() {
+                stripe.held.remove(&ino);
+            }
+        }
     }
 
     /// Opens of `ino` by `client`.
@@ -171,24 +269,20 @@ impl Locked<'_> {
     }
 }
 
-/// Names that nobody else changes while this lives.
-pub(crate) struct Reservation<'l> {
+/// What the coordinator of a transaction holds of its own, until this is dropped.
+pub(crate) struct Hold<'l> {
     locks: &'l Locks,
-    entries: Vec<(Ino, Name)>,
+    tx: TxId,
+    names: Vec<(Ino, Name)>,
+    whole: Vec<Ino>,
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        for (parent, name) in &self.entries {
-            let mut locked = self.locks.write([*parent]);
-            let Some(stripe) = locked.stripe_mut(*parent) else { continue };
-            let Some(names) = stripe.reserved.get_mut(parent) else { continue };
-            names.retain(|reserved| reserved != name);
-            if names.is_empty() {
-                stripe.reserved.remove(parent);
-            }
-        }
-        self.locks.released.notify_waiters();
+        let names = self.names.iter().map(|(parent, name)| (*parent, name)).collect();
+        let needs = Needs { names, whole: std::mem::take(&mut self.whole), inodes: Vec::new() };
+        self.locks.write(needs.inos()).release(self.tx, &needs);
+        self.locks.notify_released();
     }
 }
 
@@ -202,15 +296,40 @@ mod tests {
         Ino::from_raw(raw).unwrap()
     }
 
+    fn tx(number: u64) -> TxId {
+        TxId::new(ino(number))
+    }
+
     #[test]
-    fn a_reservation_ends_with_its_guard() {
-        let (locks, name) = (Locks::new(), Name::new("a").unwrap());
+    fn what_is_held_ends_with_its_guard() {
+        let (locks, a, b) = (Locks::new(), Name::new("a").unwrap(), Name::new("b").unwrap());
+        let name = |name| Needs { names: vec![(ino(7), name)], ..Needs::default() };
+        let whole = Needs { whole: vec![ino(7)], ..Needs::default() };
+        let inode = Needs { inodes: vec![ino(7)], ..Needs::default() };
         let mut locked = locks.write([ino(7)]);
-        let reservation = locks.reserve(&mut locked, &[(ino(7), &name)]);
-        assert!(locked.is_reserved(ino(7), &name) && locked.has_reserved(ino(7)));
+        let hold = locks.hold(&mut locked, tx(1), &name(&a));
+        assert!(locked.is_held_by_other(&name(&a), None) && locked.is_held_by_other(&whole, Some(tx(2))));
+        assert!(!locked.is_held_by_other(&name(&a), Some(tx(1))));
+        assert!(!locked.is_held_by_other(&name(&b), None) && !locked.is_held_by_other(&inode, None));
         drop(locked);
-        drop(reservation);
-        assert!(!locks.write([ino(7)]).has_reserved(ino(7)));
+        drop(hold);
+        assert!(!locks.write([ino(7)]).is_held_by_other(&whole, None));
+    }
+
+    #[test]
+    fn what_is_promised_is_not_read() {
+        let (locks, a, b) = (Locks::new(), Name::new("a").unwrap(), Name::new("b").unwrap());
+        let needs = Needs { names: vec![(ino(7), &a)], whole: vec![ino(8)], ..Needs::default() };
+        let mut locked = locks.write(needs.inos());
+        locked.promise(tx(1), &needs);
+        locked.release(tx(2), &needs);
+        drop(locked);
+        let stripe = locks.read(ino(7));
+        assert!(stripe.is_name_promised(ino(7), &a) && stripe.is_promised(ino(7)));
+        assert!(!stripe.is_name_promised(ino(7), &b));
+        drop(stripe);
+        assert!(locks.read(ino(8)).is_promised(ino(8)));
+        assert!(locks.write([ino(8)]).is_held_by_other(&Needs { inodes: vec![ino(8)], ..Needs::default() }, None));
     }
 
     #[test]

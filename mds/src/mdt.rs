@@ -4,22 +4,16 @@
 //!
 //! A request is tried under the locks that its plan names. Three things can come out:
 //! - it is done: effect and reply are one batch;
-//! - another MDT must do something first: the entries are reserved, the locks given back, the peer asked, and the request is
-//!   tried again with the peer's answer;
-//! - an entry is reserved by somebody else: the request waits until a reservation ends, and is tried again. So two `mkdir`
+//! - it concerns other MDTs, too: it is run as a transaction (`crate::txn`);
+//! - a transaction holds what it is about: the request waits until one gives something back, and is tried again. So two `mkdir`
 //!   of one name, whose directories live elsewhere, make one directory and one EEXIST.
-//!
-//! Over two MDTs the inode comes first and goes first: mkdir makes the inode, then the entry; rmdir and rename over a directory
-//! remove the inode, which fails if it has entries and refuses new ones, then the entry. A crash between the two leaves an empty
-//! directory that nobody can reach, or a name whose directory is gone and whose rmdir, repeated, succeeds; the client's
-//! resend does either. There is no intent to clean up, and nothing that a user made can be lost.
 //!
 //! Opens are known in memory only. After a restart it is unknown what the clients of before have open: a file of before the
 //! restart that loses its last name is kept until each of those clients has been replaced by a newer incarnation, however many
 //! closes arrive. With one node that is when its daemon, which has the MDT in it, comes back.
 //!
 //! Concurrency: any number of threads. A call that needs no other MDT completes without waiting, except for a copy of a
-//! request that is running and for a reserved entry. Nothing is locked across an await.
+//! request that is running and for what a transaction holds. Nothing is locked across an await.
 //!
 //! Failure: an error of the store is logged here, once, and the caller gets its errno; nothing of the request was applied.
 
@@ -27,21 +21,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
-use burstfs_proto::mds::{MdsReply, MdsRequest, MdtStatfs, PeerRemoveDir};
+use burstfs_proto::Class;
+use burstfs_proto::mds::{MdsReply, MdsRequest, MdtStatfs};
 use burstfs_proto::service::{Caller, MetadataService};
-use burstfs_proto::{Answer, Class};
-use burstfs_types::{ClientId, Errno, Ino, MdtIndex, Name};
+use burstfs_types::{ClientId, Errno, Ino, MdtIndex, Name, Timestamp};
 
 use crate::clients::{Begin, Client, Clients, Running};
 use crate::clock::Clock;
 use crate::destroy::Destroys;
 use crate::inos::Inos;
-use crate::locks::{Locked, Locks, Reservation};
-use crate::namespace::{Effects, Namespace, OpError, OpenFiles, PeerDone, PeerWork};
+use crate::locks::{Locked, Locks, Needs, Stripe};
+use crate::namespace::{Effects, Namespace, OpError, OpenFiles};
 use crate::ops::{self, Plan};
 use crate::peers::Peers;
 use crate::record::{Dentry, Inode, decode, encode, key};
 use crate::store::{Engine, Overlay, StoreError, Transaction, for_each};
+use crate::txn::Txns;
 
 /// What an MDT is told at its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,26 +58,27 @@ pub struct Mdt {
     pub(crate) config: MdtConfig,
     pub(crate) engine: Arc<dyn Engine>,
     clock: Arc<dyn Clock>,
-    peers: Arc<dyn Peers>,
-    locks: Locks,
+    pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) locks: Locks,
     clients: Clients,
     pub(crate) inos: Inos,
     pub(crate) inode_count: AtomicI64,
     pub(crate) destroys: Destroys,
+    pub(crate) txns: Txns,
 }
 
 /// What came of trying a request.
-enum Step<'m> {
+enum Tried {
     Done(MdsReply),
     Busy,
-    Peer(Reservation<'m>, PeerWork),
+    Several,
 }
 
 /// A request with what belongs to it.
-struct Job<'r> {
-    client: &'r Client,
-    running: Option<&'r Running<'r>>,
-    request: &'r MdsRequest,
+pub(crate) struct Job<'r> {
+    pub(crate) client: &'r Client,
+    pub(crate) running: Option<&'r Running<'r>>,
+    pub(crate) request: &'r MdsRequest,
     fresh: Option<Ino>,
 }
 
@@ -109,8 +105,10 @@ impl Mdt {
             inos: Inos::load(&*engine, config.mdt)?,
             inode_count: AtomicI64::new(inodes),
             destroys: Destroys::load(&*engine)?,
+            txns: Txns::load(&*engine)?,
             engine,
         };
+        mdt.hold_promises()?;
         if !mdt.clients.has_survivors() {
             mdt.release_all_orphans()?;
         }
@@ -163,7 +161,7 @@ impl Mdt {
             Ok(()) => {}
             Err(OpError::Store(error)) => return Err(error),
             // Neither comes from there; an orphan that stays is put right at the next start.
-            Err(OpError::Errno(_) | OpError::NeedsPeer(_)) => return Ok(()),
+            Err(OpError::Errno(_) | OpError::Several) => return Ok(()),
         }
         let effects = ns.effects;
         tx.commit()?;
@@ -175,20 +173,62 @@ impl Mdt {
         Namespace::new(tx, opens, (self.config.mdt, self.config.mdts), self.clock.now())
     }
 
-    fn count(&self, effects: &Effects) {
+    /// What time it is.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Reads.
+    pub(crate) fn with_namespace<T>(
+        &self,
+        read: impl FnOnce(&mut Namespace<'_>) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
+        let mut tx = Overlay::new(&*self.engine);
+        read(&mut self.namespace(&mut tx, &NotAsked))
+    }
+
+    /// Runs what belongs to a transaction over several MDTs, whose time is `now`, in `tx`.
+    pub(crate) fn with_steps<T>(
+        &self,
+        locked: &Locked<'_>,
+        tx: &mut Overlay<'_>,
+        now: Timestamp,
+        run: impl FnOnce(&mut Namespace<'_>) -> Result<T, OpError>,
+    ) -> Result<(T, Effects), OpError> {
+        let opens = Opens { locked, mdt: self };
+        let mut ns = self.namespace(tx, &opens);
+        ns.now = now;
+        let result = run(&mut ns)?;
+        Ok((result, ns.effects))
+    }
+
+    pub(crate) fn count(&self, effects: &Effects) {
         self.inode_count.fetch_add(effects.inodes, Ordering::Relaxed);
         self.destroys.add(&effects.destroyed);
     }
 
-    fn read(&self, request: &MdsRequest) -> Result<MdsReply, Errno> {
-        if matches!(request, MdsRequest::Statfs(_)) {
-            let inodes_used = self.inode_count.load(Ordering::Relaxed).try_into().unwrap_or(0);
-            return Ok(MdsReply::Statfs(MdtStatfs { inodes_used }));
+    async fn read(&self, request: &MdsRequest) -> Result<MdsReply, Errno> {
+        loop {
+            let released = self.locks.released();
+            if let Some(result) = self.try_read(request) {
+                return result;
+            }
+            released.await;
         }
-        let _held = ops::plan(request).inos.first().map(|ino| self.locks.read(*ino));
-        let mut tx = Overlay::new(&*self.engine);
-        let mut ns = self.namespace(&mut tx, &NotAsked);
-        ops::run(&mut ns, request).map_err(|error| errno_of(&error))
+    }
+
+    /// `None` while another MDT decides what the answer is.
+    fn try_read(&self, request: &MdsRequest) -> Option<Result<MdsReply, Errno>> {
+        let held = ops::plan(request).inos.first().map(|ino| self.locks.read(*ino));
+        if held.is_some_and(|stripe| is_undecided(&stripe, request)) {
+            return None;
+        }
+        Some(self.with_namespace(|ns| ops::run(ns, request)).map_err(|error| errno_of(&error)))
+    }
+
+    fn statfs(&self) -> MdsReply {
+        let inodes_used = self.inode_count.load(Ordering::Relaxed).try_into().unwrap_or(0);
+        MdsReply::Statfs(MdtStatfs { inodes_used })
     }
 
     async fn replayable(&self, client: &Client, caller: Caller, request: &MdsRequest) -> Result<MdsReply, Errno> {
@@ -213,48 +253,18 @@ impl Mdt {
     ) -> Result<MdsReply, Errno> {
         let fresh = ops::needs_ino(request).then(|| self.inos.take(&*self.engine)).transpose();
         let job = Job { client, running, request, fresh: fresh.map_err(|error| errno_of(&error))? };
-        let mut held = None;
         loop {
             let released = self.locks.released();
-            match self.attempt(&job, held.as_ref()) {
-                Ok(Step::Done(reply)) => return Ok(reply),
-                Ok(Step::Busy) => released.await,
-                Ok(Step::Peer(reservation, work)) => held = Some((reservation, self.ask(work).await?)),
-                Err(error) => {
-                    if let Some((_reservation, PeerDone::Made(attr))) = held {
-                        self.unmake(attr.ino).await;
-                    }
-                    return Err(errno_of(&error));
-                }
+            match self.attempt(&job).map_err(|error| errno_of(&error))? {
+                Tried::Done(reply) => return Ok(reply),
+                Tried::Busy => released.await,
+                Tried::Several => return self.transact(&job).await,
             }
-        }
-    }
-
-    /// Has another MDT do its part.
-    async fn ask(&self, work: PeerWork) -> Result<PeerDone, Errno> {
-        match work {
-            PeerWork::Make(mdt, make) => {
-                let reply = self.peers.call(mdt, make.into()).await?;
-                let Answer(attr) =
-                    Answer::<burstfs_proto::mds::PeerMakeDir>::try_from(reply).map_err(|_| Errno::EPROTO)?;
-                Ok(PeerDone::Made(attr))
-            }
-            PeerWork::Remove(ino) => {
-                self.peers.call(ino.mdt(), PeerRemoveDir { ino }.into()).await?;
-                Ok(PeerDone::Removed(ino))
-            }
-        }
-    }
-
-    /// Takes back a directory that got no name.
-    async fn unmake(&self, ino: Ino) {
-        if let Err(errno) = self.peers.call(ino.mdt(), PeerRemoveDir { ino }.into()).await {
-            tracing::warn!(%ino, %errno, "an empty directory without a name stays on its MDT");
         }
     }
 
     /// Tries a request under its locks.
-    fn attempt(&self, job: &Job<'_>, held: Option<&(Reservation<'_>, PeerDone)>) -> Result<Step<'_>, OpError> {
+    fn attempt(&self, job: &Job<'_>) -> Result<Tried, OpError> {
         let plan = ops::plan(job.request);
         loop {
             let targets = targets(&plan, |key| self.engine.get(key))?;
@@ -266,12 +276,10 @@ impl Mdt {
             if job.client.is_evicted() {
                 return Err(Errno::ESTALE.into());
             }
-            // What holds a reservation is what the others wait for.
-            if held.is_none() && is_reserved(&locked, &plan, &targets) {
-                return Ok(Step::Busy);
+            if locked.is_held_by_other(&needs(&plan, &targets), None) {
+                return Ok(Tried::Busy);
             }
-            let outcome = self.run(job, &locked, &mut tx, held.map(|(_, done)| done));
-            return match outcome {
+            return match self.run(job, &locked, &mut tx) {
                 Ok((reply, effects)) => {
                     if let Some(running) = job.running.filter(|_| has_durable_effect(job.request)) {
                         running.store(&mut tx, job.request, &reply);
@@ -279,26 +287,18 @@ impl Mdt {
                     tx.commit()?;
                     self.count(&effects);
                     apply_opens(&mut locked, &effects, job.client.id);
-                    Ok(Step::Done(reply))
+                    Ok(Tried::Done(reply))
                 }
-                Err(OpError::NeedsPeer(_)) if held.is_some() => Err(Errno::EIO.into()),
-                Err(OpError::NeedsPeer(work)) => Ok(Step::Peer(self.locks.reserve(&mut locked, &plan.entries), work)),
+                Err(OpError::Several) => Ok(Tried::Several),
                 Err(error) => Err(error),
             };
         }
     }
 
-    fn run(
-        &self,
-        job: &Job<'_>,
-        locked: &Locked<'_>,
-        tx: &mut Overlay<'_>,
-        done: Option<&PeerDone>,
-    ) -> Result<(MdsReply, Effects), OpError> {
+    fn run(&self, job: &Job<'_>, locked: &Locked<'_>, tx: &mut Overlay<'_>) -> Result<(MdsReply, Effects), OpError> {
         let opens = Opens { locked, mdt: self };
         let mut ns = self.namespace(tx, &opens);
         ns.fresh = job.fresh;
-        ns.peer = done.cloned();
         if let MdsRequest::Close(close) = job.request {
             ns.caller_opens = locked.opens_by(close.ino, job.client.id);
         }
@@ -311,8 +311,14 @@ impl Mdt {
 impl MetadataService for Mdt {
     async fn call(&self, caller: Caller, request: MdsRequest) -> Result<MdsReply, Errno> {
         let client = self.client(caller.client)?;
+        if let MdsRequest::Statfs(_) = request {
+            return Ok(self.statfs());
+        }
+        if is_peers(&request) {
+            return self.answer_peer(&request);
+        }
         match request.class() {
-            Class::ReadOnly => self.read(&request),
+            Class::ReadOnly => self.read(&request).await,
             Class::Idempotent => self.modify(&client, None, &request).await,
             Class::Replayable => self.replayable(&client, caller, &request).await,
         }
@@ -376,11 +382,29 @@ fn lock_set(plan: &Plan<'_>, targets: &[Option<Ino>], fresh: Option<Ino>) -> imp
     plan.inos.iter().copied().chain(parents).chain(targets.iter().copied().flatten()).chain(fresh)
 }
 
-/// Whether the request changes an entry that is reserved, or may remove a directory that has one.
-fn is_reserved(locked: &Locked<'_>, plan: &Plan<'_>, targets: &[Option<Ino>]) -> bool {
-    let mut directories = targets.iter().copied().flatten().chain(plan.removes);
-    plan.entries.iter().any(|(parent, name)| locked.is_reserved(*parent, name))
-        || directories.any(|directory| locked.has_reserved(directory))
+fn needs<'p>(plan: &Plan<'p>, targets: &[Option<Ino>]) -> Needs<'p> {
+    let whole = targets.iter().copied().flatten().collect();
+    Needs { names: plan.entries.clone(), whole, inodes: plan.inos.clone() }
+}
+
+/// Whether another MDT decides what the answer to `request` is.
+fn is_undecided(stripe: &Stripe, request: &MdsRequest) -> bool {
+    match request {
+        MdsRequest::Lookup(it) => stripe.is_name_promised(it.parent, &it.name),
+        other => ops::plan(other).inos.iter().any(|ino| stripe.is_promised(*ino)),
+    }
+}
+
+/// Requests that belong to transactions.
+fn is_peers(request: &MdsRequest) -> bool {
+    matches!(
+        request,
+        MdsRequest::PeerPrepare(_)
+            | MdsRequest::PeerDecide(_)
+            | MdsRequest::PeerOutcome(_)
+            | MdsRequest::PeerLook(_)
+            | MdsRequest::PeerParent(_)
+    )
 }
 
 /// An open and a close change what is in memory; their replies need not outlive it.
@@ -397,12 +421,12 @@ fn apply_opens(locked: &mut Locked<'_>, effects: &Effects, client: ClientId) {
     }
 }
 
-fn errno_of(error: &OpError) -> Errno {
+pub(crate) fn errno_of(error: &OpError) -> Errno {
     match error {
         OpError::Errno(errno) => *errno,
         OpError::Store(error) => logged(error),
-        // Only modifying operations need peers, and those are asked before this.
-        OpError::NeedsPeer(_) => Errno::EIO,
+        // Only modifying operations say so, and that is heard before this.
+        OpError::Several => Errno::EIO,
     }
 }
 

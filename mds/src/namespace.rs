@@ -7,8 +7,7 @@
 //!
 //! Failure: an [`OpError`]; the transaction must then be dropped, it may hold half of an operation.
 
-use burstfs_proto::mds::PeerMakeDir;
-use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, MdtIndex, Name, Timestamp};
+use burstfs_types::{Errno, FileKind, Ino, Layout, MdtIndex, Name, Timestamp};
 
 use crate::record::{Body, CookieEntry, Dentry, Inode, decode, encode, key};
 use crate::store::{StoreError, Transaction};
@@ -20,8 +19,8 @@ pub(crate) enum OpError {
     Errno(Errno),
     /// The store's.
     Store(StoreError),
-    /// It can go on when another MDT has done this.
-    NeedsPeer(PeerWork),
+    /// It concerns several MDTs: nothing was written, and it is to be run as a transaction over them.
+    Several,
 }
 
 impl From<Errno> for OpError {
@@ -34,24 +33,6 @@ impl From<StoreError> for OpError {
     fn from(error: StoreError) -> OpError {
         OpError::Store(error)
     }
-}
-
-/// What another MDT must do first.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum PeerWork {
-    /// Make the inode of a new directory.
-    Make(MdtIndex, PeerMakeDir),
-    /// Remove the inode of an empty one.
-    Remove(Ino),
-}
-
-/// What another MDT has done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum PeerDone {
-    /// This directory is there, without a name.
-    Made(Attr),
-    /// This directory is gone.
-    Removed(Ino),
 }
 
 /// Who has files open.
@@ -116,8 +97,6 @@ pub(crate) struct Namespace<'t> {
     pub(crate) fresh: Option<Ino>,
     /// The caller's registered opens of the inode that a close is about.
     pub(crate) caller_opens: u32,
-    /// What another MDT has done for the operation.
-    pub(crate) peer: Option<PeerDone>,
     pub(crate) effects: Effects,
 }
 
@@ -128,7 +107,7 @@ impl<'t> Namespace<'t> {
         (mdt, mdts): (MdtIndex, u16),
         now: Timestamp,
     ) -> Namespace<'t> {
-        Namespace { tx, opens, mdt, mdts, now, fresh: None, caller_opens: 0, peer: None, effects: Effects::default() }
+        Namespace { tx, opens, mdt, mdts, now, fresh: None, caller_opens: 0, effects: Effects::default() }
     }
 
     /// The inode `ino`; `None` when it is not there.
@@ -198,6 +177,11 @@ impl<'t> Namespace<'t> {
         self.put_dentry(directory.ino, name, dentry);
     }
 
+    /// Says that the operation is one of several MDTs unless `ino` is of this one.
+    pub(crate) fn needs_here(&self, ino: Ino) -> Result<(), OpError> {
+        if ino.mdt() == self.mdt { Ok(()) } else { Err(OpError::Several) }
+    }
+
     /// Takes an entry out of `directory`.
     pub(crate) fn remove_entry(&mut self, directory: &mut Directory, name: &Name, dentry: Dentry) {
         directory.entries -= 1;
@@ -215,7 +199,7 @@ impl<'t> Namespace<'t> {
         directory.inode.ctime = self.now;
     }
 
-    /// Takes one name from what is no directory. Without any it becomes an orphan while somebody has it open, else it goes.
+    /// Takes one name from what is no directory and of this MDT. Without any it becomes an orphan while somebody has it open, else it goes.
     pub(crate) fn drop_name(&mut self, ino: Ino) -> Result<(), OpError> {
         // An entry without its inode breaks invariant 1; removing the entry is what heals it.
         let Some(mut inode) = self.inode(ino)? else { return Ok(()) };

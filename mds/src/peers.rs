@@ -9,6 +9,9 @@ use burstfs_types::{Errno, MdtIndex};
 pub trait Peers: Send + Sync + 'static {
     /// Asks `mdt`, which is another one than the caller.
     async fn call(&self, mdt: MdtIndex, request: MdsRequest) -> Result<MdsReply, Errno>;
+
+    /// Whether `mdt` will never answer again: its node is gone, and its records with it.
+    fn is_lost(&self, mdt: MdtIndex) -> bool;
 }
 
 /// For an instance with one MDT.
@@ -18,5 +21,9 @@ pub struct NoPeers;
 impl Peers for NoPeers {
     async fn call(&self, _mdt: MdtIndex, _request: MdsRequest) -> Result<MdsReply, Errno> {
         Err(Errno::ENXIO)
+    }
+
+    fn is_lost(&self, _mdt: MdtIndex) -> bool {
+        false
     }
 }

@@ -12,10 +12,13 @@
 //! | `P` ino | [`Layout`] | a file that is gone, its objects not yet |
 //! | `L` node | incarnation | the client that was last seen on a node |
 //! | `R` node, slot | [`StoredReply`] | the reply cache |
+//! | `T` transaction | [`Intent`](crate::txn) | what this MDT has promised to do when another one decides so |
+//! | `W` transaction | MDTs | a transaction that this MDT has committed, and who may not have done his part |
 //! | `N` | counter | no inode number from here on was ever given out |
 //!
 //! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
 
+use burstfs_proto::mds::TxId;
 use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -129,7 +132,7 @@ pub(crate) struct StoredReply {
 
 /// The keys. `all_of` gives the range of a table or of a part of it.
 pub(crate) mod key {
-    use super::{Ino, Name, NodeIndex};
+    use super::{Ino, Name, NodeIndex, TxId};
 
     pub(crate) const INODE: u8 = b'I';
     pub(crate) const DENTRY: u8 = b'D';
@@ -139,6 +142,8 @@ pub(crate) mod key {
     pub(crate) const DESTROY: u8 = b'P';
     pub(crate) const CLIENT: u8 = b'L';
     pub(crate) const REPLY: u8 = b'R';
+    pub(crate) const INTENT: u8 = b'T';
+    pub(crate) const COMMITTED: u8 = b'W';
     pub(crate) const INO_LIMIT: &[u8] = b"N";
 
     fn with(table: u8, ino: Ino, rest: &[u8]) -> Vec<u8> {
@@ -171,6 +176,14 @@ pub(crate) mod key {
 
     pub(crate) fn destroy(ino: Ino) -> Vec<u8> {
         with(DESTROY, ino, &[])
+    }
+
+    pub(crate) fn intent(tx: TxId) -> Vec<u8> {
+        with(INTENT, tx.number(), &[])
+    }
+
+    pub(crate) fn committed(tx: TxId) -> Vec<u8> {
+        with(COMMITTED, tx.number(), &[])
     }
 
     pub(crate) fn client(node: NodeIndex) -> Vec<u8> {

@@ -1,61 +1,63 @@
-//! Random sequences of operations against the model, on both engines.
+//! Random sequences of operations against the model, over one MDT and several, on both engines, with deaths of MDTs.
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod support;
 
-use std::collections::BTreeSet;
-
 use burstfs_mds::MemoryEngine;
-use burstfs_proto::mds::{MdsReply, MdsRequest};
-use burstfs_proto::service::Caller;
-use burstfs_testkit::namespace_model::{self, Target};
-use burstfs_types::{Errno, Ino, Timestamp};
+use burstfs_testkit::namespace_model::{self, Op};
 use proptest::prelude::*;
 
-use support::{Bench, Medium};
+use support::Medium;
+use support::instance::Instance;
 
-struct UnderTest(Bench);
-
-impl Target for UnderTest {
-    fn set_now(&mut self, now: Timestamp) {
-        self.0.clock.set_to(now);
-    }
-
-    fn call(&mut self, caller: Caller, request: MdsRequest) -> Result<MdsReply, Errno> {
-        self.0.call_as(caller, request)
-    }
-
-    fn reopen(&mut self) {
-        self.0.reopen();
-    }
-
-    fn destroyed(&self) -> BTreeSet<Ino> {
-        self.0.mdt().orphans(None, usize::MAX).unwrap().iter().map(|orphan| orphan.ino).collect()
-    }
-
-    fn violations(&self) -> Vec<String> {
-        self.0.mdt().check().unwrap().iter().map(ToString::to_string).collect()
-    }
+fn in_memory(mdts: usize) -> Vec<Medium> {
+    (0..mdts).map(|_| Medium::Memory(MemoryEngine::new())).collect()
 }
 
-fn compare(ops: &[namespace_model::Op], medium: Medium) -> Result<(), TestCaseError> {
-    let mut target = UnderTest(Bench::new(medium));
+fn on_rocksdb(mdts: usize) -> Vec<Medium> {
+    (0..mdts).map(|_| Medium::rocks()).collect()
+}
+
+fn compare(ops: &[Op], media: Vec<Medium>) -> Result<(), TestCaseError> {
+    let mut target = Instance::new(media, false);
     namespace_model::run(ops, &mut target).map_err(|difference| TestCaseError::fail(difference.to_string()))
 }
 
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(1_000))]
     #[test]
     fn in_memory_it_is_as_the_model(ops in namespace_model::ops(120)) {
-        compare(&ops, Medium::Memory(MemoryEngine::new()))?;
+        compare(&ops, in_memory(1))?;
+    }
+
+    #[test]
+    fn three_in_memory_are_as_the_model(ops in namespace_model::ops(120)) {
+        compare(&ops, in_memory(3))?;
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(cases(3_000))]
+    #[test]
+    fn whichever_dies_when_it_is_as_the_model(ops in namespace_model::ops_with_crashes(100), mdts in 1..4_usize) {
+        compare(&ops, in_memory(mdts))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
     #[test]
     fn on_rocksdb_it_is_as_the_model(ops in namespace_model::ops(120)) {
-        compare(&ops, Medium::rocks())?;
+        compare(&ops, on_rocksdb(1))?;
+    }
+
+    #[test]
+    fn on_rocksdb_whichever_dies_it_is_as_the_model(ops in namespace_model::ops_with_crashes(60)) {
+        compare(&ops, on_rocksdb(3))?;
     }
 }

@@ -1,112 +1,202 @@
-//! Many threads on few names: whatever the order, the invariants hold and the counts of successes fit together.
+//! Many clients on few names at once, over one MDT and over several: whatever the order, the invariants hold, no cycle forms,
+//! and the counts of successes fit together.
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use burstfs_mds::{Mdt, MemoryEngine};
 use burstfs_proto::mds::*;
 use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_types::*;
 use proptest::test_runner::RngSeed;
+use tokio::runtime::Runtime;
 
-use support::{Bench, Medium, create, mkdir, name, now};
+use support::instance::Instance;
+use support::{Medium, create, mkdir, name};
 
-const THREADS: u16 = 8;
+const CLIENTS: u16 = 8;
 const STEPS: u64 = 3_000;
+/// Directories beyond these are made, but nothing in them.
+const DIRECTORIES_MAX: usize = 12;
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
-/// What one thread does: its client's requests, one after the other.
-fn work(mdt: &Mdt, node: u16, seed: u64, dirs: &[Ino], names_made: &AtomicI64) {
-    let mut state = seed.wrapping_add(u64::from(node));
-    let mut open = Vec::new();
-    for xid in 1..=STEPS {
-        let client = ClientId { node: NodeIndex::new(node), incarnation: 1 };
-        let caller = Caller { client, xid: Xid(xid), oldest_unanswered: Xid(xid) };
-        let call = |request: MdsRequest| now(mdt.call(caller, request));
-        let mut pick = |n: usize| (next(&mut state) % n as u64) as usize;
-        let (dir, other) = (dirs[pick(dirs.len())], dirs[pick(dirs.len())]);
-        let (text, new) = (pick(5).to_string(), pick(5).to_string());
-        match pick(8) {
+/// What the clients have in common.
+struct World {
+    mdts: Vec<Arc<Mdt>>,
+    dirs: Mutex<Vec<Ino>>,
+    /// Names made minus names removed.
+    names: AtomicI64,
+}
+
+/// One client, whose requests come one after the other.
+struct Player {
+    world: Arc<World>,
+    node: u16,
+    xid: u64,
+    random: u64,
+    open: Vec<Ino>,
+}
+
+impl Player {
+    async fn call(&mut self, mdt: MdtIndex, request: impl Into<MdsRequest>) -> Result<MdsReply, Errno> {
+        self.xid += 1;
+        let client = ClientId { node: NodeIndex::new(self.node), incarnation: 1 };
+        let caller = Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(self.xid) };
+        self.world.mdts[usize::from(mdt.get())].call(caller, request.into()).await
+    }
+
+    /// SplitMix64.
+    fn pick(&mut self, n: usize) -> usize {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % n as u64) as usize
+    }
+
+    fn dir(&mut self) -> Ino {
+        let dirs = self.world.dirs.lock().unwrap().clone();
+        dirs[self.pick(dirs.len())]
+    }
+
+    fn made(&self, names: i64) {
+        self.world.names.fetch_add(names, Ordering::Relaxed);
+    }
+
+    async fn rename(&mut self, request: Rename) -> Result<MdsReply, Errno> {
+        match self.call(request.parent.mdt(), request.clone()).await {
+            Err(Errno::EREMOTE) => self.call(Ino::ROOT.mdt(), request).await,
+            result => result,
+        }
+    }
+
+    async fn step(&mut self) {
+        let (dir, other) = (self.dir(), self.dir());
+        let (text, new) = (self.pick(5).to_string(), self.pick(5).to_string());
+        match self.pick(10) {
             0 | 1 => {
-                let Ok(MdsReply::Create(created)) = call(create(dir, &text).into()) else { continue };
-                open.push(created.attr.ino);
-                names_made.fetch_add(i64::from(created.is_new), Ordering::Relaxed);
+                let Ok(MdsReply::Create(created)) = self.call(dir.mdt(), create(dir, &text)).await else { return };
+                self.open.push(created.attr.ino);
+                self.made(i64::from(created.is_new));
             }
             2 => {
-                if call(Unlink { parent: dir, name: name(&text) }.into()).is_ok() {
-                    names_made.fetch_sub(1, Ordering::Relaxed);
+                if self.call(dir.mdt(), Unlink { parent: dir, name: name(&text) }).await.is_ok() {
+                    self.made(-1);
                 }
             }
-            3 => {
-                let mode = if pick(2) == 0 { RenameMode::NoReplace } else { RenameMode::Exchange };
+            3..6 => {
+                let mode = if self.pick(2) == 0 { RenameMode::NoReplace } else { RenameMode::Exchange };
                 let (name, new_name) = (name(&text), name(&new));
-                drop(call(Rename { parent: dir, name, new_parent: other, new_name, mode }.into()));
-            }
-            4 => {
-                if let Some(ino) = open.pop() {
-                    call(Close { ino }.into()).unwrap();
+                let rename = Rename { parent: dir, name, new_parent: other, new_name, mode };
+                if let Err(errno) = self.rename(rename).await {
+                    assert!(!matches!(errno, Errno::EIO | Errno::ETIMEDOUT | Errno::EREMOTE), "{errno}");
                 }
-            }
-            5 => {
-                let Ok(MdsReply::Lookup(entry)) = call(Lookup { parent: dir, name: name(&text) }.into()) else {
-                    continue;
-                };
-                // Found under the directory's lock: the inode is there.
-                assert!(entry.attr.is_some());
             }
             6 => {
-                if call(mkdir(dir, &text).into()).is_ok() {
-                    names_made.fetch_add(1, Ordering::Relaxed);
+                if let Some(ino) = self.open.pop() {
+                    self.call(ino.mdt(), Close { ino }).await.unwrap();
+                }
+            }
+            7 => {
+                let Ok(MdsReply::Lookup(entry)) = self.call(dir.mdt(), Lookup { parent: dir, name: name(&text) }).await
+                else {
+                    return;
+                };
+                // Found under the directory's lock: an inode of the same MDT is there.
+                assert_eq!(entry.attr.is_some(), entry.ino.mdt() == dir.mdt());
+                let link = Link { ino: entry.ino, new_parent: other, new_name: name(&new) };
+                if self.call(other.mdt(), link).await.is_ok() {
+                    self.made(1);
+                }
+            }
+            8 => {
+                let Ok(MdsReply::Mkdir(made)) = self.call(dir.mdt(), mkdir(dir, &text)).await else { return };
+                self.made(1);
+                let mut dirs = self.world.dirs.lock().unwrap();
+                if dirs.len() < DIRECTORIES_MAX {
+                    dirs.push(made.ino);
                 }
             }
             _ => {
-                if call(Rmdir { parent: dir, name: name(&text) }.into()).is_ok() {
-                    names_made.fetch_sub(1, Ordering::Relaxed);
+                if self.call(dir.mdt(), Rmdir { parent: dir, name: name(&text) }).await.is_ok() {
+                    self.made(-1);
                 }
+            }
+        }
+    }
+
+    async fn names_in(&mut self, ino: Ino) -> i64 {
+        let readdir = Readdir { ino, cookie: 0, entries_max: 1_000, with_attrs: false };
+        match self.call(ino.mdt(), readdir).await {
+            Ok(MdsReply::Readdir(listing)) => listing.entries.len() as i64,
+            Ok(other) => panic!("{other:?}"),
+            // Removed.
+            Err(errno) => {
+                assert_eq!(errno, Errno::ENOENT);
+                0
             }
         }
     }
 }
 
-/// SplitMix64.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
-fn stress(medium: Medium) {
+fn stress(media: Vec<Medium>) {
     let seed = match proptest::test_runner::Config::default().rng_seed {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
     };
     println!("seed: PROPTEST_RNG_SEED={seed}");
-    let mut bench = Bench::new(medium);
-    let dirs: Vec<Ino> = (0..3).map(|n| bench.mkdir(Ino::ROOT, &format!("dir{n}")).unwrap().ino).collect();
-    let (mdt, names_made) = (Arc::clone(bench.mdt()), AtomicI64::new(0));
-    std::thread::scope(|scope| {
-        for node in 1..=THREADS {
-            let (mdt, dirs, names_made) = (&mdt, &dirs, &names_made);
-            scope.spawn(move || work(mdt, node, seed, dirs, names_made));
+    let count = media.len();
+    let instance = Instance::new(media, true);
+    let mdts = (0..count).map(|mdt| Arc::clone(instance.mdt(mdt))).collect();
+    let world = Arc::new(World { mdts, dirs: Mutex::new(vec![Ino::ROOT]), names: AtomicI64::new(0) });
+    let runtime = Runtime::new().unwrap();
+    let player = |node: u16| {
+        let random = seed.wrapping_add(u64::from(node));
+        Player { world: Arc::clone(&world), node, xid: 0, random, open: Vec::new() }
+    };
+    let play = |mut player: Player| async move {
+        for _ in 0..STEPS {
+            player.step().await;
         }
-    });
-    let names: usize = dirs.iter().map(|dir| bench.names(*dir).len()).sum();
-    assert_eq!(i64::try_from(names), Ok(names_made.into_inner()));
-    drop(mdt);
-    bench.check();
-    bench.reopen();
+        for ino in std::mem::take(&mut player.open) {
+            player.call(ino.mdt(), Close { ino }).await.unwrap();
+        }
+    };
+    let players: Vec<_> = (1..=CLIENTS).map(|node| runtime.spawn(play(player(node)))).collect();
+    let all = async {
+        for player in players {
+            player.await.unwrap();
+        }
+    };
+    runtime.block_on(async { tokio::time::timeout(TIME_LIMIT, all).await.unwrap() });
+    let (mut reader, mut names) = (player(0), 0);
+    let dirs = world.dirs.lock().unwrap().clone();
+    for dir in dirs {
+        names += runtime.block_on(reader.names_in(dir));
+    }
+    assert_eq!(names, world.names.load(Ordering::Relaxed));
+    assert_eq!(instance.found(), Vec::<String>::new());
+}
+
+fn in_memory() -> Medium {
+    Medium::Memory(MemoryEngine::new())
 }
 
 #[test]
-fn threads_in_memory() {
-    stress(Medium::Memory(MemoryEngine::new()));
+fn on_one_in_memory() {
+    stress(vec![in_memory()]);
 }
 
 #[test]
-fn threads_on_rocksdb() {
-    stress(Medium::rocks());
+fn on_four_in_memory() {
+    stress(vec![in_memory(), in_memory(), in_memory(), in_memory()]);
+}
+
+#[test]
+fn on_two_on_rocksdb() {
+    stress(vec![Medium::rocks(), Medium::rocks()]);
 }

@@ -16,7 +16,7 @@ use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_types::*;
 use tokio::sync::Semaphore;
 
-use support::{Bench, Medium, config, mkdir, name};
+use support::{Bench, Medium, config, mkdir, name, now};
 
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
@@ -52,6 +52,10 @@ impl Peers for Wire {
         let client = ClientId { node: NodeIndex::new(100), incarnation: 1 };
         let reply = target.call(Caller { client, xid, oldest_unanswered: xid }, request).await;
         if fault == Fault::AfterIt { Err(Errno::ETIMEDOUT) } else { reply }
+    }
+
+    fn is_lost(&self, _mdt: MdtIndex) -> bool {
+        false
     }
 }
 
@@ -196,9 +200,8 @@ async fn of_two_that_make_one_name_one_gets_eexist() {
     made(first.await.unwrap());
     assert_eq!(second.await.unwrap(), Err(Errno::EEXIST));
     assert_eq!(file.await.unwrap(), Err(Errno::EEXIST));
-    // The second never asked MDT 1.
-    two.sent(1).await;
-    assert_eq!(two.wire.calls.load(Ordering::SeqCst), 1);
+    // A promise and its end; the second never asked MDT 1.
+    assert_eq!(two.wire.calls.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
@@ -214,7 +217,7 @@ async fn a_copy_of_a_request_that_waits_gets_the_same_reply() {
     let first = first.await.unwrap();
     assert!(first.is_ok());
     assert_eq!(second.await.unwrap(), first);
-    assert_eq!(two.wire.calls.load(Ordering::SeqCst), 1);
+    assert_eq!(two.wire.calls.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
@@ -262,18 +265,66 @@ fn a_mkdir_whose_peer_fails_can_be_repeated() {
 }
 
 #[test]
-fn an_rmdir_that_stopped_half_way_can_be_repeated() {
+fn an_rmdir_whose_answer_is_lost_can_be_repeated() {
     let mut two = Two::new();
     let text = remote(0);
-    two.benches[0].mkdir(Ino::ROOT, &text).unwrap();
+    let dir = two.benches[0].mkdir(Ino::ROOT, &text).unwrap().ino;
     two.set_fault(Fault::AfterIt);
     assert_eq!(two.benches[0].rmdir(Ino::ROOT, &text).unwrap_err(), Errno::ETIMEDOUT);
     two.set_fault(Fault::None);
-    // MDT 0 restarts meanwhile, and has no reservation left.
     two.benches[0].reopen();
     *two.wire.mdts.get().unwrap()[0].lock().unwrap() = Arc::downgrade(two.benches[0].mdt());
+    // MDT 1 has promised, and learns from MDT 0, which knows nothing of it, that it is off.
+    assert_eq!(now(two.benches[1].mdt().resolve_all(MdtIndex::new(0))), 0);
+    two.benches[1].attr(dir).unwrap();
     two.benches[0].rmdir(Ino::ROOT, &text).unwrap();
     assert_eq!(two.benches[0].lookup(Ino::ROOT, &text).unwrap_err(), Errno::ENOENT);
+}
+
+#[tokio::test]
+async fn nobody_sees_what_was_before_a_rename_that_is_decided() {
+    let mut two = Two::new();
+    let dir = two.benches[0].mkdir(Ino::ROOT, &remote(0)).unwrap().ino;
+    let file = two.benches[0].file(Ino::ROOT, "f");
+    two.shut();
+    let (new_parent, new_name) = (dir, name("g"));
+    let rename =
+        two.spawn(Rename { parent: Ino::ROOT, name: name("f"), new_parent, new_name, mode: RenameMode::Replace });
+    // After the mkdir's two: a look, a promise, and the decision, which does not arrive.
+    two.wire.permits.add_permits(2);
+    two.sent(2 + 3).await;
+    assert_eq!(two.benches[0].lookup(Ino::ROOT, "f").unwrap_err(), Errno::ENOENT);
+    let (mdt, caller) = (Arc::clone(two.benches[1].mdt()), two.benches[1].caller());
+    let look = tokio::spawn(async move { mdt.call(caller, Lookup { parent: dir, name: name("g") }.into()).await });
+    tokio::task::yield_now().await;
+    assert!(!look.is_finished());
+    two.open();
+    assert_eq!(rename.await.unwrap(), Ok(MdsReply::Rename(())));
+    let expected = Entry { ino: file, kind: FileKind::Regular, attr: None };
+    assert_eq!(look.await.unwrap(), Ok(MdsReply::Lookup(expected)));
+}
+
+#[tokio::test]
+async fn what_was_promised_is_held_over_a_restart() {
+    let mut two = Two::new();
+    let dir = two.benches[0].mkdir(Ino::ROOT, &remote(0)).unwrap().ino;
+    two.benches[0].file(Ino::ROOT, "f");
+    two.shut();
+    let (new_parent, new_name) = (dir, name("g"));
+    let rename =
+        two.spawn(Rename { parent: Ino::ROOT, name: name("f"), new_parent, new_name, mode: RenameMode::NoReplace });
+    two.wire.permits.add_permits(2);
+    two.sent(2 + 3).await;
+    two.benches[1].reopen();
+    *two.wire.mdts.get().unwrap()[1].lock().unwrap() = Arc::downgrade(two.benches[1].mdt());
+    let (mdt, caller) = (Arc::clone(two.benches[1].mdt()), two.benches[1].caller());
+    let create = Create { exclusive: true, ..support::create(dir, "g") };
+    let create = tokio::spawn(async move { mdt.call(caller, create.into()).await });
+    tokio::task::yield_now().await;
+    assert!(!create.is_finished());
+    two.open();
+    assert_eq!(rename.await.unwrap(), Ok(MdsReply::Rename(())));
+    assert_eq!(create.await.unwrap(), Err(Errno::EEXIST));
 }
 
 #[test]

@@ -13,15 +13,10 @@ use burstfs_tests::{Scenario, scenario};
 use crate::instance::{Instance, suite};
 
 /// Tests that do not pass, and why.
-const NOT_PASSED: [(&str, &str); 4] = [
+const NOT_PASSED: [(&str, &str); 1] = [
     // The C library knows LINK_MAX of a few file systems by their magic numbers, and does not ask others: skipped on tmpfs,
     // too. mds/tests/rules.rs has this check.
     ("link::link_count_max", "skipped"),
-    // A directory that would get another parent, or two directories with their homes on two MDTs: EXDEV.
-    ("rename::updates_link_parent", "FAILED"),
-    ("rename::write_access_required_subdir", "FAILED"),
-    // The inode of a directory may be on another MDT than its name; its ctime stays then, as POSIX allows.
-    ("rename::changed_ctime_success::dir", "FAILED"),
 ];
 
 /// Where the tests see the directory. Paths of some lengths are too much for the suite's own arithmetic.

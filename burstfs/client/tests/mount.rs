@@ -197,19 +197,61 @@ fn rename_with_flags() {
 }
 
 #[test]
-fn what_would_concern_two_mdts_is_refused_as_between_devices() {
-    let ([mount, _], _cluster) = mounts();
-    let (first, second) = (directory_on(&mount, 0), directory_on(&mount, 1));
+fn names_move_between_directories_of_different_nodes() {
+    let ([here, there], _cluster) = mounts();
+    let (first, second) = (directory_on(&here, 0), directory_on(&here, 1));
     fs::write(first.join("f"), b"f").unwrap();
-    assert_eq!(errno(fs::rename(first.join("f"), second.join("f"))), Some(Errno::EXDEV));
-    assert_eq!(errno(fs::hard_link(first.join("f"), second.join("f"))), Some(Errno::EXDEV));
-    // mv(1) then copies.
-    assert!(Command::new("mv").args([first.join("f"), second.join("f")]).status().unwrap().success());
-    assert_eq!(fs::read(second.join("f")).unwrap(), b"f");
-    fs::remove_file(second.join("f")).unwrap();
+    fs::rename(first.join("f"), second.join("g")).unwrap();
+    let seen = there.path().join(second.strip_prefix(here.path()).unwrap());
+    assert_eq!(fs::read(seen.join("g")).unwrap(), b"f");
+    assert_eq!(errno(fs::metadata(first.join("f"))), Some(Errno::ENOENT));
+
+    // An inode whose name is on another node than it: links, opens, truncation, replacement.
+    fs::hard_link(second.join("g"), first.join("h")).unwrap();
+    assert_eq!(fs::metadata(seen.join("g")).unwrap().nlink(), 2);
+    fs::write(seen.join("g"), b"longer").unwrap();
+    assert_eq!(fs::read(first.join("h")).unwrap(), b"longer");
+    fs::write(first.join("new"), b"new").unwrap();
+    let mut old = File::open(seen.join("g")).unwrap();
+    fs::rename(first.join("new"), second.join("g")).unwrap();
+    let mut bytes = Vec::new();
+    old.read_to_end(&mut bytes).unwrap();
+    assert_eq!((bytes.as_slice(), old.metadata().unwrap().nlink()), (&b"longer"[..], 1));
+    let listed = fs::read_dir(&seen).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+    assert_eq!(listed.collect::<Vec<_>>(), [3]);
+    fs::remove_file(seen.join("g")).unwrap();
+    fs::remove_file(first.join("h")).unwrap();
     for directory in [first, second] {
         fs::remove_dir(directory).unwrap();
     }
+}
+
+#[test]
+fn directories_move_between_nodes_and_never_into_themselves() {
+    let ([here, there], _cluster) = mounts();
+    let (first, second) = (directory_on(&here, 0), directory_on(&here, 1));
+    fs::create_dir_all(first.join("a/b")).unwrap();
+    fs::write(first.join("a/b/f"), b"f").unwrap();
+    assert!(Command::new("mv").args([first.join("a"), second.join("c")]).status().unwrap().success());
+    let seen = there.path().join(second.strip_prefix(here.path()).unwrap());
+    assert_eq!(fs::read(seen.join("c/b/f")).unwrap(), b"f");
+    assert_eq!(fs::read(seen.join("c/b/../../c/b/f")).unwrap(), b"f");
+    assert_eq!(fs::canonicalize(seen.join("c/b/..")).unwrap(), fs::canonicalize(seen.join("c")).unwrap());
+    let dot_dot = |dir: &Path| {
+        let entries = rustix::fs::Dir::new(File::open(dir).unwrap()).unwrap();
+        entries.map(Result::unwrap).find(|entry| entry.file_name() == c"..").unwrap().ino()
+    };
+    assert_eq!(dot_dot(&seen.join("c")), fs::metadata(&second).unwrap().ino());
+    assert_eq!(errno(fs::rename(second.join("c"), second.join("c/b/d"))), Some(Errno::EINVAL));
+    assert_eq!(errno(fs::rename(&first, second.join("c"))), Some(Errno::ENOTEMPTY));
+
+    fs::create_dir(first.join("x")).unwrap();
+    let exchange = rustix::fs::renameat_with(CWD, first.join("x"), CWD, second.join("c"), RenameFlags::EXCHANGE);
+    assert_eq!(sys(exchange), None);
+    assert!(here.join(first.join("x/b/f").strip_prefix(here.path()).unwrap().to_str().unwrap()).exists());
+    fs::rename(&first, second.join("c/first")).unwrap();
+    assert_eq!((fs::metadata(&second).unwrap().nlink(), fs::metadata(seen.join("c")).unwrap().nlink()), (3, 3));
+    assert_eq!(fs::read(second.join("c/first/x/b/f")).unwrap(), b"f");
 }
 
 #[test]

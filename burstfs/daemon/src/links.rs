@@ -4,7 +4,7 @@
 //! another node may have got it a moment earlier. What needs another node then waits for the map.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,12 +27,13 @@ pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Links {
     client: Client,
     channels: Arc<watch::Sender<Vec<Channel>>>,
+    lost: Arc<Mutex<HashSet<NodeIndex>>>,
 }
 
 impl Links {
     /// No map yet.
     pub(crate) fn new(client: Client) -> Links {
-        Links { client, channels: Arc::new(watch::Sender::new(Vec::new())) }
+        Links { client, channels: Arc::new(watch::Sender::new(Vec::new())), lost: Arc::default() }
     }
 
     /// Takes the map over.
@@ -43,6 +44,7 @@ impl Links {
 
     /// Ends the channel to a node that will not come back.
     pub(crate) fn give_up(&self, node: NodeIndex) {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
         if let Some(channel) = self.channels.borrow().get(usize::from(node.get())) {
             channel.close();
         }
@@ -71,6 +73,10 @@ impl Peers for Links {
             }
             error.errno()
         })
+    }
+
+    fn is_lost(&self, mdt: MdtIndex) -> bool {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).contains(&NodeIndex::new(mdt.get()))
     }
 }
 

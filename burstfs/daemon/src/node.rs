@@ -128,6 +128,7 @@ impl Joining {
         links.set_map(&map);
         self.targets.send_replace(Some(targets.clone()));
         spawn_destroyer(own, &targets, &links);
+        spawn_resolvers(own, &targets, map.nodes.len());
         let fs = Arc::new(client_fs(own, &map, &targets, &client));
         Ok(Node {
             lost: Arc::new(LostNodes::new(own, description.nodes.clone(), fs.clone(), links)),
@@ -238,6 +239,14 @@ fn spawn_destroyer(own: NodeIndex, targets: &Targets, links: &Links) {
     let remover = Remover { own, links: links.clone(), ost: targets.ost.clone() };
     let mdt = targets.mdt.clone();
     tokio::spawn(async move { mdt.run_destroyer(&remover).await });
+}
+
+/// Transactions with other MDTs whose course was interrupted are ended in the background.
+fn spawn_resolvers(own: NodeIndex, targets: &Targets, nodes: usize) {
+    for peer in (0..u16::try_from(nodes).unwrap_or(u16::MAX)).filter(|node| *node != own.get()).map(MdtIndex::new) {
+        let mdt = targets.mdt.clone();
+        tokio::spawn(async move { mdt.run_resolver(peer).await });
+    }
 }
 
 /// Until when all nodes must have joined.

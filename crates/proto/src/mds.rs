@@ -3,7 +3,7 @@
 //! Who may call: clients of the instance, and other MDSs (the `Peer*` requests). An error of the file system is an
 //! [`Errno`](burstfs_types::Errno) in the reply's place.
 
-use burstfs_types::{Attr, FileKind, Ino, Layout, Name, ObjectId, OstIndex, Timestamp};
+use burstfs_types::{Attr, FileKind, Ino, Layout, MdtIndex, Name, ObjectId, OstIndex, Timestamp};
 use serde::{Deserialize, Serialize};
 
 rpcs! {
@@ -27,9 +27,9 @@ rpcs! {
     0x0107 Replayable Unlink(Unlink) -> ();
     /// Removes an empty directory; sent to the parent's MDT.
     0x0108 Replayable Rmdir(Rmdir) -> ();
-    /// Renames within this MDT.
+    /// Renames.
     0x0109 Replayable Rename(Rename) -> ();
-    /// Another name for a file of this MDT, in a directory of this MDT.
+    /// Another name for a file, in a directory of this MDT.
     0x010a Replayable Link(Link) -> Attr;
     /// Makes a symbolic link.
     0x010b Replayable Symlink(Symlink) -> Attr;
@@ -51,10 +51,16 @@ rpcs! {
     0x0113 Replayable RemoveXattr(RemoveXattr) -> ();
     /// Inodes in use on this MDT.
     0x0114 ReadOnly Statfs(Statfs) -> MdtStatfs;
-    /// From another MDT: makes a directory's inode here, without a name.
-    0x0180 Replayable PeerMakeDir(PeerMakeDir) -> Attr;
-    /// From another MDT: removes such an inode if it is empty, and refuses entries in it from then on.
-    0x0181 Idempotent PeerRemoveDir(PeerRemoveDir) -> ();
+    /// From another MDT: makes sure that a part of a transaction can be done here, and holds what it concerns.
+    0x0180 Idempotent PeerPrepare(PeerPrepare) -> Vec<Attr>;
+    /// From the coordinator: the prepared part is done, or dropped.
+    0x0181 Idempotent PeerDecide(PeerDecide) -> ();
+    /// From a participant: what became of a transaction of this MDT's.
+    0x0182 ReadOnly PeerOutcome(PeerOutcome) -> Outcome;
+    /// From another MDT: what a name stands for, as a transaction is planned. EBUSY while that is being decided.
+    0x0183 ReadOnly PeerLook(PeerLook) -> Option<Named>;
+    /// From another MDT: the directory that a directory is in. EBUSY while that is being decided.
+    0x0184 ReadOnly PeerParent(PeerParent) -> Ino;
 }
 
 /// Asks for the entry `name` of the directory `parent`.
@@ -73,7 +79,8 @@ pub struct Entry {
     pub ino: Ino,
     /// Its kind.
     pub kind: FileKind,
-    /// Its attributes; `None` when another MDT holds them (a directory whose home is elsewhere): ask there.
+    /// Its attributes; `None` when another MDT holds them (a directory whose home is elsewhere, a file that was renamed or
+    /// linked into a directory of this MDT): ask there.
     pub attr: Option<Attr>,
 }
 
@@ -114,7 +121,7 @@ pub struct SetAttr {
     pub kill_set_id: bool,
 }
 
-/// Makes a regular file, or opens the one that is there.
+/// Makes a regular file, or opens the one that is there. EREMOTE when that one is of another MDT: it is opened there.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Create {
     /// A directory of this MDT.
@@ -205,11 +212,10 @@ pub enum RenameMode {
     Exchange,
 }
 
-/// Renames. EXDEV when the two directories, or a replaced directory, are on different MDTs, and for a directory that
-/// would get another parent.
+/// Renames. A directory that gets another parent is renamed by MDT 0, which any other answers with EREMOTE.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Rename {
-    /// The directory of the old name; of this MDT.
+    /// The directory of the old name; of this MDT, unless this is MDT 0.
     pub parent: Ino,
     /// The old name.
     pub name: Name,
@@ -221,12 +227,12 @@ pub struct Rename {
     pub mode: RenameMode,
 }
 
-/// Gives a file another name. EXDEV when the directory is on another MDT than the file.
+/// Gives a file another name.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Link {
-    /// The file.
+    /// The file, of any MDT.
     pub ino: Ino,
-    /// The directory of the new name.
+    /// The directory of the new name; of this MDT.
     pub new_parent: Ino,
     /// The new name.
     pub new_name: Name,
@@ -299,6 +305,8 @@ pub struct Listing {
     pub entries: Vec<ListingEntry>,
     /// True when nothing comes behind the last.
     pub is_end: bool,
+    /// The directory that the listed one is in; the root is in itself.
+    pub parent: Ino,
 }
 
 /// Asks for an extended attribute. ENODATA when it is not there.
@@ -361,9 +369,51 @@ pub struct MdtStatfs {
     pub inodes_used: u64,
 }
 
-/// Makes a directory's inode without a name.
+/// A transaction over several MDTs. No number is used twice in an instance, and the number says who coordinates.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct TxId(Ino);
+
+impl TxId {
+    /// The transaction that has the number `taken`, which the coordinator took from those of its inodes.
+    pub fn new(taken: Ino) -> TxId {
+        TxId(taken)
+    }
+
+    /// The number.
+    pub fn number(self) -> Ino {
+        self.0
+    }
+
+    /// The MDT that decides whether it happens.
+    pub fn coordinator(self) -> MdtIndex {
+        self.0.mdt()
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Named {
+    /// The inode.
+    pub ino: Ino,
+    /// Its kind.
+    pub kind: FileKind,
+}
+
+/// What an entry shall name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Becomes {
+    /// Nothing: the entry goes.
+    Nothing,
+    /// This inode.
+    Inode(Named),
+    /// The inode that a participant's answer is about: a directory that it makes, a file that gets a name. Only in the
+    /// coordinator's own part.
+    Answered,
+}
+
+/// A directory to make.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PeerMakeDir {
+pub struct NewDirectory {
     /// Permission bits.
     pub mode: u16,
     /// Owner.
@@ -374,10 +424,99 @@ pub struct PeerMakeDir {
     pub parent: Ino,
 }
 
-/// Removes a directory's inode: ENOTEMPTY when it has entries, success when it is gone already.
+/// One change that a transaction makes to one record, with what must be so for it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PeerRemoveDir {
-    /// The directory, of this MDT.
+pub enum Step {
+    /// An entry. EAGAIN unless it names `was` now.
+    Entry {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Name,
+        /// What the transaction was planned on.
+        was: Option<Ino>,
+        /// What it shall name.
+        becomes: Becomes,
+    },
+    /// A directory's inode is made. Its attributes are in the answer.
+    MakeDirectory(NewDirectory),
+    /// A directory's inode goes. ENOTEMPTY when it has entries.
+    RemoveDirectory {
+        /// The directory.
+        ino: Ino,
+    },
+    /// An inode has got another name: its ctime moves, and a directory's parent is this one.
+    Renamed {
+        /// The inode.
+        ino: Ino,
+        /// The new parent.
+        parent: Ino,
+    },
+    /// A file gets one more name. Its attributes are in the answer.
+    AddName {
+        /// The file.
+        ino: Ino,
+    },
+    /// A file loses a name.
+    DropName {
+        /// The file.
+        ino: Ino,
+    },
+}
+
+/// Asks a participant to promise its part.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerPrepare {
+    /// The transaction.
+    pub tx: TxId,
+    /// The coordinator has no unfinished transaction below this one: what is known of those can be forgotten.
+    pub oldest: TxId,
+    /// The time of the change, by the coordinator's clock.
+    pub now: Timestamp,
+    /// The participant's part.
+    pub steps: Vec<Step>,
+}
+
+/// Tells a participant how a transaction ended. One that it does not know is finished already.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerDecide {
+    /// The transaction.
+    pub tx: TxId,
+    /// Whether it happens.
+    pub is_commit: bool,
+}
+
+/// Asks the coordinator how a transaction ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerOutcome {
+    /// The transaction.
+    pub tx: TxId,
+}
+
+/// How a transaction stands with its coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Not decided yet.
+    Running,
+    /// It happens.
+    Committed,
+    /// It does not happen.
+    Aborted,
+}
+
+/// Asks what an entry names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerLook {
+    /// A directory of this MDT.
+    pub parent: Ino,
+    /// The name.
+    pub name: Name,
+}
+
+/// Asks for a directory's parent. The root is its own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerParent {
+    /// A directory of this MDT.
     pub ino: Ino,
 }
 

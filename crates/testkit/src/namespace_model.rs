@@ -1,8 +1,11 @@
 //! What a namespace shall do, in the simplest way: a model beside which an MDT is run.
 //!
-//! Owns the random operations, the model's answers, and the comparison. The MDT under test is a [`Target`]. One client and one
-//! MDT; operands are indices modulo what there is, so that every sequence stays meaningful and shrinks. Directories and
-//! files that are gone stay among the operands: what is asked of them has a right answer too.
+//! Owns the random operations, the model's answers, and the comparison. The MDTs under test are a [`Target`]. Several clients,
+//! one after the other; operands are indices modulo what there is, so that every sequence stays meaningful and shrinks.
+//! Directories and files that are gone stay among the operands: what is asked of them has a right answer too.
+//!
+//! A request goes to the MDT that a client sends it to. If an MDT dies meanwhile ([`Op::Crash`]), it is started again and the
+//! request sent again, and the answer and the state must be those of a request that ran once.
 //!
 //! Inode numbers are the target's to choose; the model takes them from the replies and insists that none comes twice.
 //! Cookies likewise: the model knows the order of entries, and insists that a name's cookie does not change.
@@ -15,14 +18,20 @@ use burstfs_proto::service::Caller;
 use burstfs_types::*;
 use proptest::prelude::*;
 
-/// The MDT under test.
+/// The MDTs under test.
 pub trait Target {
-    /// Sets its clock.
+    /// How many they are.
+    fn mdts(&self) -> u16;
+    /// Sets their clock.
     fn set_now(&mut self, now: Timestamp);
-    /// Sends a request.
-    fn call(&mut self, caller: Caller, request: MdsRequest) -> Result<MdsReply, Errno>;
-    /// Ends its process and starts another one on the same store.
-    fn reopen(&mut self);
+    /// Sends a request to an MDT.
+    fn call(&mut self, mdt: MdtIndex, caller: Caller, request: MdsRequest) -> Result<MdsReply, Errno>;
+    /// Ends the process of an MDT and starts another one on the same store.
+    fn reopen(&mut self, mdt: MdtIndex);
+    /// Lets an MDT die at its commit after `commits` more: before what is committed is there, or after it.
+    fn crash(&mut self, mdt: MdtIndex, commits: u64, is_committed: bool);
+    /// Starts those MDTs again that have died, and lets what they left be ended. Says which.
+    fn recover(&mut self) -> Vec<MdtIndex>;
     /// The files whose objects are to be removed.
     fn destroyed(&self) -> BTreeSet<Ino>;
     /// What its checker finds.
@@ -119,10 +128,18 @@ pub enum Op {
     },
     /// The last request comes again.
     Resend,
-    /// The MDT is restarted.
-    Reopen,
-    /// The client is restarted.
+    /// An MDT is restarted.
+    Reopen {
+        mdt: u16,
+    },
+    /// The clients are restarted.
     NewClient,
+    /// An MDT dies soon.
+    Crash {
+        mdt: u16,
+        commits: u64,
+        is_committed: bool,
+    },
 }
 
 const NAMES: [&str; 6] = ["a", "b", "c", "dd", "e\n", "\u{fc}"];
@@ -130,6 +147,20 @@ const XATTRS: [&str; 6] = ["user.a", "user.b", "trusted.a", "security.x", "syste
 
 /// Sequences of up to `len` steps.
 pub fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(step(), 1..len)
+}
+
+/// The same with deaths of MDTs.
+pub fn ops_with_crashes(len: usize) -> impl Strategy<Value = Vec<Op>> {
+    let crash = (any::<u16>(), 0..4_u64, any::<bool>()).prop_map(|(mdt, commits, is_committed)| Op::Crash {
+        mdt,
+        commits,
+        is_committed,
+    });
+    prop::collection::vec(prop_oneof![5 => step(), 1 => crash], 1..len)
+}
+
+fn step() -> impl Strategy<Value = Op> {
     let (n, mode) = (0..64_usize, 0..0o10000_u16);
     let entry = || (n.clone(), n.clone());
     let kind = prop::sample::select(vec![
@@ -143,7 +174,7 @@ pub fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
     let rename = prop::sample::select(vec![RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
     let xattr = prop::sample::select(vec![XattrMode::Any, XattrMode::Create, XattrMode::Replace]);
     let target = prop::sample::select(vec![b"t".to_vec(), vec![], vec![0], vec![b'x'; 4_095], vec![b'x'; 4_096]]);
-    let step = prop_oneof![
+    prop_oneof![
         6 => (entry(), mode.clone(), any::<bool>())
             .prop_map(|((dir, name), mode, exclusive)| Op::Create { dir, name, mode, exclusive }),
         2 => (entry(), kind).prop_map(|((dir, name), kind)| Op::Mknod { dir, name, kind }),
@@ -169,10 +200,9 @@ pub fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
         1 => n.clone().prop_map(|node| Op::ListXattr { node }),
         1 => entry().prop_map(|(node, name)| Op::RemoveXattr { node, name }),
         4 => Just(Op::Resend),
-        1 => Just(Op::Reopen),
+        1 => any::<u16>().prop_map(|mdt| Op::Reopen { mdt }),
         1 => Just(Op::NewClient),
-    ];
-    prop::collection::vec(step, 1..len)
+    ]
 }
 
 /// Where the target differs from the model.
@@ -193,6 +223,7 @@ impl fmt::Display for Difference {
 /// Runs `ops` on an empty `target` whose root is owned by 0:0 with mode 0700 and made at time 0.
 pub fn run(ops: &[Op], target: &mut dyn Target) -> Result<(), Difference> {
     let mut runner = Runner { model: Model::new(), target, xid: 0, incarnation: 1, last: None };
+    runner.greet().map_err(|found| Difference { step: 0, found })?;
     for (step, op) in ops.iter().enumerate() {
         runner.step(step, op).map_err(|found| Difference { step, found: format!("{op:?}: {found}") })?;
     }
@@ -204,8 +235,11 @@ struct Runner<'t> {
     target: &'t mut dyn Target,
     xid: u64,
     incarnation: u64,
-    last: Option<(Caller, MdsRequest, Result<MdsReply, Errno>)>,
+    last: Option<(MdtIndex, Caller, MdsRequest, Result<MdsReply, Errno>)>,
 }
+
+/// So many nodes have a client.
+const CLIENTS: u64 = 3;
 
 impl Runner<'_> {
     fn step(&mut self, step: usize, op: &Op) -> Result<(), String> {
@@ -215,43 +249,157 @@ impl Runner<'_> {
         self.model.now = now;
         match op {
             Op::Resend => self.resend()?,
-            Op::Reopen => {
-                self.target.reopen();
-                self.model.reopen();
+            Op::Reopen { mdt } => {
+                let mdt = self.mdt(*mdt);
+                self.target.reopen(mdt);
+                self.model.reopen(mdt);
                 // Neither is remembered over a restart, nor needs to be: what they did is not.
                 let is_forgotten = |request: &MdsRequest| matches!(request, MdsRequest::Open(_) | MdsRequest::Close(_));
-                self.last.take_if(|(_, request, _)| is_forgotten(request));
+                self.last.take_if(|(_, _, request, _)| is_forgotten(request));
             }
-            Op::NewClient => {
-                self.incarnation += 1;
-                self.last = None;
-                self.model.new_client();
-                self.send(GetAttr { ino: Ino::ROOT }.into())?;
+            Op::NewClient => self.new_clients()?,
+            Op::Crash { mdt, commits, is_committed } => {
+                let mdt = self.mdt(*mdt);
+                self.target.crash(mdt, *commits, *is_committed);
             }
             op => self.send(self.model.request(op))?,
         }
         self.compare_state()
     }
 
-    fn send(&mut self, request: MdsRequest) -> Result<(), String> {
+    fn mdt(&self, any: u16) -> MdtIndex {
+        MdtIndex::new(any % self.target.mdts())
+    }
+
+    /// Makes all clients known to all MDTs. An MDT that dies meanwhile has forgotten what those before them had open.
+    fn greet(&mut self) -> Result<(), String> {
+        for mdt in (0..self.target.mdts()).map(MdtIndex::new) {
+            let mut actual = Err(Errno::EIO);
+            for _ in 0..CLIENTS {
+                let caller = self.next_caller();
+                actual = self.target.call(mdt, caller, Statfs.into());
+            }
+            if !self.target.recover().is_empty() {
+                return self.new_clients();
+            }
+            let inodes_used = self.model.nodes.keys().filter(|ino| ino.mdt() == mdt).count() as u64;
+            same("statfs", &actual, &Ok(MdsReply::Statfs(MdtStatfs { inodes_used })))?;
+        }
+        Ok(())
+    }
+
+    fn new_clients(&mut self) -> Result<(), String> {
+        self.incarnation += 1;
+        self.last = None;
+        self.model.new_clients();
+        self.greet()
+    }
+
+    fn next_caller(&mut self) -> Caller {
         self.xid += 1;
-        let client = ClientId { node: NodeIndex::new(0), incarnation: self.incarnation };
-        let caller = Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(self.xid) };
-        let actual = self.target.call(caller, request.clone());
+        let node = NodeIndex::new((self.xid % CLIENTS) as u16);
+        let client = ClientId { node, incarnation: self.incarnation };
+        Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(self.xid) }
+    }
+
+    fn send(&mut self, request: MdsRequest) -> Result<(), String> {
+        let mut mdt = mdt_of(&request);
+        let (mut caller, mut actual, mut has_crashed) = self.send_to(mdt, &request);
+        if actual == Err(Errno::EREMOTE) && matches!(request, MdsRequest::Rename(_)) {
+            mdt = Ino::ROOT.mdt();
+            let crashed_before = has_crashed;
+            (caller, actual, has_crashed) = self.send_to(mdt, &request);
+            has_crashed |= crashed_before;
+        }
+        self.model.client = caller.client.node;
         let expected = self.model.apply(&request, &actual);
-        self.last = Some((caller, request, actual.clone()));
-        same("answer", &actual, &expected)
+        let is_close_enough = self.is_any_error_right(&request) && actual.is_err() && expected.is_err();
+        self.last = Some((mdt, caller, request, actual.clone()));
+        if !is_close_enough {
+            same("answer", &actual, &expected)?;
+        }
+        // Whether the opens were forgotten before or after the request, nobody can tell once all are.
+        if has_crashed { self.new_clients() } else { Ok(()) }
+    }
+
+    /// Sends a request until it is answered; whether an MDT died meanwhile.
+    fn send_to(&mut self, mdt: MdtIndex, request: &MdsRequest) -> (Caller, Result<MdsReply, Errno>, bool) {
+        let mut caller = self.next_caller();
+        let mut actual = self.target.call(mdt, caller, request.clone());
+        let mut has_crashed = false;
+        loop {
+            let dead = self.target.recover();
+            if dead.is_empty() {
+                return (caller, actual, has_crashed);
+            }
+            has_crashed = true;
+            if actual.is_err() {
+                // From one that lives an error says that nothing has happened. From one that died it says nothing: it is sent
+                // again under its number.
+                caller = if dead.contains(&mdt) { caller } else { self.next_caller() };
+                actual = self.target.call(mdt, caller, request.clone());
+            }
+        }
+    }
+
+    /// Over several MDTs one of several errors may be found first.
+    fn is_any_error_right(&self, request: &MdsRequest) -> bool {
+        match request {
+            MdsRequest::Link(it) => it.ino.mdt() != it.new_parent.mdt(),
+            MdsRequest::Rename(it) => self.target.mdts() > 1 && it.parent != it.new_parent,
+            _ => false,
+        }
     }
 
     fn resend(&mut self) -> Result<(), String> {
-        let Some((caller, request, expected)) = self.last.clone() else { return Ok(()) };
-        same("answer to the resend", &self.target.call(caller, request), &expected)
+        let Some((mdt, caller, request, expected)) = self.last.clone() else { return Ok(()) };
+        let mut actual = self.target.call(mdt, caller, request.clone());
+        if !self.target.recover().is_empty() {
+            // What was answered with an error runs again, and may do so.
+            actual = expected.clone();
+            if expected.is_ok() {
+                actual = self.target.call(mdt, caller, request);
+            }
+            same("answer to the resend", &actual, &expected)?;
+            return self.new_clients();
+        }
+        same("answer to the resend", &actual, &expected)
     }
 
     fn compare_state(&mut self) -> Result<(), String> {
         same("checker", &self.target.violations(), &Vec::new())?;
         same("objects to remove", &self.target.destroyed(), &self.model.destroyed)
     }
+}
+
+/// The MDT that a client asks.
+fn mdt_of(request: &MdsRequest) -> MdtIndex {
+    let ino = match request {
+        MdsRequest::Lookup(it) => it.parent,
+        MdsRequest::GetAttr(it) => it.ino,
+        MdsRequest::SetAttr(it) => it.ino,
+        MdsRequest::Create(it) => it.parent,
+        MdsRequest::Mknod(it) => it.parent,
+        MdsRequest::Mkdir(it) => it.parent,
+        MdsRequest::Unlink(it) => it.parent,
+        MdsRequest::Rmdir(it) => it.parent,
+        MdsRequest::Rename(it) => it.parent,
+        MdsRequest::Link(it) => it.new_parent,
+        MdsRequest::Symlink(it) => it.parent,
+        MdsRequest::Readlink(it) => it.ino,
+        MdsRequest::Open(it) => it.ino,
+        MdsRequest::Close(it) => it.ino,
+        MdsRequest::Readdir(it) => it.ino,
+        MdsRequest::GetXattr(it) => it.ino,
+        MdsRequest::SetXattr(it) => it.ino,
+        MdsRequest::ListXattr(it) => it.ino,
+        MdsRequest::RemoveXattr(it) => it.ino,
+        MdsRequest::PeerLook(it) => it.parent,
+        MdsRequest::PeerParent(it) => it.ino,
+        MdsRequest::PeerOutcome(it) => it.tx.number(),
+        MdsRequest::Statfs(_) | MdsRequest::PeerPrepare(_) | MdsRequest::PeerDecide(_) => Ino::ROOT,
+    };
+    ino.mdt()
 }
 
 fn same<T: PartialEq + fmt::Debug>(what: &str, actual: &T, expected: &T) -> Result<(), String> {
@@ -265,7 +413,10 @@ struct Node {
     target: Vec<u8>,
     /// A directory's entries in the order of their cookies.
     entries: Vec<Slot>,
-    opens: u32,
+    /// A directory's.
+    parent: Ino,
+    /// Who has it open, each as often as he does.
+    opens: Vec<NodeIndex>,
     is_from_before: bool,
 }
 
@@ -278,6 +429,8 @@ struct Slot {
 
 struct Model {
     now: Timestamp,
+    /// Who asks.
+    client: NodeIndex,
     nodes: BTreeMap<Ino, Node>,
     /// Every inode there ever was, and every directory.
     known: Vec<Ino>,
@@ -286,55 +439,54 @@ struct Model {
     next_order: u64,
     /// Cookies that were seen, with the order that they stand for.
     cookies: Vec<(Ino, u64, u64)>,
-    client_is_known: bool,
-    opens_are_unknown: bool,
+    opens_are_unknown: BTreeSet<MdtIndex>,
 }
 
 impl Model {
     fn new() -> Model {
         let mut model = Model {
             now: Timestamp::default(),
+            client: NodeIndex::new(0),
             nodes: BTreeMap::new(),
             known: Vec::new(),
             directories: Vec::new(),
             destroyed: BTreeSet::new(),
             next_order: 0,
             cookies: Vec::new(),
-            client_is_known: false,
-            opens_are_unknown: false,
+            opens_are_unknown: BTreeSet::new(),
         };
-        model.insert(Ino::ROOT, FileKind::Directory, 0o700, (0, 0));
+        model.insert(Ino::ROOT, Ino::ROOT, FileKind::Directory, 0o700, (0, 0));
         model
     }
 
-    fn reopen(&mut self) {
-        self.opens_are_unknown = self.client_is_known;
-        for node in self.nodes.values_mut() {
-            node.opens = 0;
+    fn reopen(&mut self, mdt: MdtIndex) {
+        self.opens_are_unknown.insert(mdt);
+        for (_, node) in self.nodes.iter_mut().filter(|(ino, _)| ino.mdt() == mdt) {
+            node.opens.clear();
             node.is_from_before = true;
         }
     }
 
-    fn new_client(&mut self) {
-        self.client_is_known = true;
-        self.opens_are_unknown = false;
+    fn new_clients(&mut self) {
+        self.opens_are_unknown.clear();
         let inos: Vec<Ino> = self.nodes.keys().copied().collect();
         for ino in inos {
             if let Some(node) = self.nodes.get_mut(&ino) {
-                node.opens = 0;
+                node.opens.clear();
             }
             self.collect(ino);
         }
     }
 
-    fn insert(&mut self, ino: Ino, kind: FileKind, mode: u16, (uid, gid): (u32, u32)) {
+    fn insert(&mut self, ino: Ino, parent: Ino, kind: FileKind, mode: u16, (uid, gid): (u32, u32)) {
         let is_directory = kind == FileKind::Directory;
         let (size, nlink) = if is_directory { (4096, 2) } else { (0, 1) };
         let layout = (kind == FileKind::Regular).then(|| Layout::on_one(OstIndex::new(3)));
         let (atime, mtime, ctime) = (self.now, self.now, self.now);
         let attr = Attr { ino, kind, mode, nlink, uid, gid, size, blocks: 0, atime, mtime, ctime, layout };
         let (xattrs, target, entries) = Default::default();
-        self.nodes.insert(ino, Node { attr, xattrs, target, entries, opens: 0, is_from_before: false });
+        self.nodes
+            .insert(ino, Node { attr, xattrs, target, entries, parent, opens: Vec::new(), is_from_before: false });
         self.known.push(ino);
         if is_directory {
             self.directories.push(ino);
@@ -400,7 +552,7 @@ impl Model {
             Op::GetXattr { node: i, name } => GetXattr { ino: node(i), name: xattr(name) }.into(),
             Op::ListXattr { node: i } => ListXattr { ino: node(i) }.into(),
             Op::RemoveXattr { node: i, name } => RemoveXattr { ino: node(i), name: xattr(name) }.into(),
-            Op::Resend | Op::Reopen | Op::NewClient => Statfs.into(),
+            Op::Resend | Op::Reopen { .. } | Op::NewClient | Op::Crash { .. } => Statfs.into(),
         }
     }
 
@@ -414,11 +566,10 @@ impl Model {
 
     /// What the answer to `request` shall be. Numbers that the target chooses are taken from `actual`.
     fn apply(&mut self, request: &MdsRequest, actual: &Result<MdsReply, Errno>) -> Result<MdsReply, Errno> {
-        self.client_is_known = true;
         match request {
             MdsRequest::Lookup(it) => {
                 let ino = self.find(it.parent, &it.name)?.ok_or(Errno::ENOENT)?;
-                Ok(MdsReply::Lookup(self.entry(ino, true)))
+                Ok(MdsReply::Lookup(self.entry(it.parent, ino, true)))
             }
             MdsRequest::GetAttr(it) => Ok(MdsReply::GetAttr(self.node(it.ino)?.attr.clone())),
             MdsRequest::SetAttr(it) => self.set_attr(it).map(MdsReply::SetAttr),
@@ -456,7 +607,11 @@ impl Model {
             MdsRequest::ListXattr(it) => Ok(MdsReply::ListXattr(self.node(it.ino)?.xattrs.keys().cloned().collect())),
             MdsRequest::RemoveXattr(it) => self.remove_xattr(it).map(MdsReply::RemoveXattr),
             MdsRequest::Statfs(_) => Ok(MdsReply::Statfs(MdtStatfs { inodes_used: self.nodes.len() as u64 })),
-            MdsRequest::PeerMakeDir(_) | MdsRequest::PeerRemoveDir(_) => Err(Errno::EPROTO),
+            MdsRequest::PeerPrepare(_)
+            | MdsRequest::PeerDecide(_)
+            | MdsRequest::PeerOutcome(_)
+            | MdsRequest::PeerLook(_)
+            | MdsRequest::PeerParent(_) => Err(Errno::EPROTO),
         }
     }
 
@@ -484,9 +639,10 @@ impl Model {
         self.nodes[&ino].attr.kind
     }
 
-    fn entry(&self, ino: Ino, with_attr: bool) -> Entry {
+    fn entry(&self, dir: Ino, ino: Ino, with_attr: bool) -> Entry {
         let attr = &self.nodes[&ino].attr;
-        Entry { ino, kind: attr.kind, attr: with_attr.then(|| attr.clone()) }
+        let is_sent = with_attr && dir.mdt() == ino.mdt();
+        Entry { ino, kind: attr.kind, attr: is_sent.then(|| attr.clone()) }
     }
 
     /// Recomputes what follows from a directory's entries, and moves its times.
@@ -531,7 +687,8 @@ impl Model {
 
     fn collect(&mut self, ino: Ino) {
         let node = &self.nodes[&ino];
-        let may_be_open = node.opens > 0 || (node.is_from_before && self.opens_are_unknown);
+        let is_unknown = node.is_from_before && self.opens_are_unknown.contains(&ino.mdt());
+        let may_be_open = !node.opens.is_empty() || is_unknown;
         if node.attr.nlink > 0 || may_be_open {
             return;
         }
@@ -560,7 +717,7 @@ impl Model {
         let inherits = above.mode & 0o2000 != 0;
         let gid = if inherits { above.gid } else { gid };
         let set_id = if inherits && kind == FileKind::Directory { 0o2000 } else { 0 };
-        self.insert(ino, kind, mode & 0o7777 | set_id, (uid, gid));
+        self.insert(ino, parent, kind, mode & 0o7777 | set_id, (uid, gid));
         self.put(parent, name, ino);
         Ok(self.nodes[&ino].attr.clone())
     }
@@ -576,6 +733,7 @@ impl Model {
         match self.kind(ino) {
             _ if it.exclusive => Err(Errno::EEXIST),
             FileKind::Directory => Err(Errno::EISDIR),
+            FileKind::Regular if ino.mdt() != it.parent.mdt() => Err(Errno::EREMOTE),
             FileKind::Regular => Ok(Created { attr: self.open(ino)?, is_new: false }),
             _ => Err(Errno::ESTALE),
         }
@@ -645,17 +803,19 @@ impl Model {
             (_, Some(target)) if target == source => return Ok(()),
             (RenameMode::Replace, Some(target)) if source_is_dir && !is_dir(target) => return Err(Errno::ENOTDIR),
             (RenameMode::Replace, Some(target)) if !source_is_dir && is_dir(target) => return Err(Errno::EISDIR),
-            _ if crosses && source_is_dir => return Err(Errno::EXDEV),
-            (RenameMode::Exchange, Some(target)) if crosses && is_dir(target) => return Err(Errno::EXDEV),
+            _ if crosses && source_is_dir && self.is_within(it.new_parent, source) => return Err(Errno::EINVAL),
+            (RenameMode::Exchange, Some(target)) if crosses && is_dir(target) && self.is_within(it.parent, target) => {
+                return Err(Errno::EINVAL);
+            }
             (RenameMode::Replace, Some(target)) if !self.nodes[&target].entries.is_empty() => {
                 return Err(Errno::ENOTEMPTY);
             }
             _ => {}
         }
-        self.change(source)?;
+        self.change(source)?.parent = it.new_parent;
         match (it.mode, target) {
             (RenameMode::Exchange, Some(target)) => {
-                self.change(target)?;
+                self.change(target)?.parent = it.parent;
                 self.point(it.parent, &it.name, target);
                 self.point(it.new_parent, &it.new_name, source);
             }
@@ -674,6 +834,17 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Whether `ino` is `dir` or somewhere below it.
+    fn is_within(&self, mut ino: Ino, dir: Ino) -> bool {
+        while ino != dir {
+            match self.nodes.get(&ino) {
+                Some(node) if ino != Ino::ROOT => ino = node.parent,
+                Some(_) | None => return false,
+            }
+        }
+        true
     }
 
     fn set_attr(&mut self, it: &SetAttr) -> Result<Attr, Errno> {
@@ -705,7 +876,7 @@ impl Model {
         let node = self.nodes.get_mut(&ino).ok_or(Errno::ESTALE)?;
         match node.attr.kind {
             FileKind::Regular => {
-                node.opens += 1;
+                node.opens.push(self.client);
                 Ok(node.attr.clone())
             }
             FileKind::Directory => Err(Errno::EISDIR),
@@ -714,8 +885,9 @@ impl Model {
     }
 
     fn close(&mut self, ino: Ino) {
-        let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.opens > 0) else { return };
-        node.opens -= 1;
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        let Some(own) = node.opens.iter().position(|client| *client == self.client) else { return };
+        node.opens.remove(own);
         self.collect(ino);
     }
 
@@ -741,9 +913,10 @@ impl Model {
             if seen.is_none() {
                 self.cookies.push((it.ino, cookie, slot.order));
             }
-            expected.push(ListingEntry { name: slot.name, entry: self.entry(slot.ino, it.with_attrs), cookie });
+            expected.push(ListingEntry { name: slot.name, entry: self.entry(it.ino, slot.ino, it.with_attrs), cookie });
         }
-        Ok(Listing { entries: expected, is_end })
+        let parent = self.nodes[&it.ino].parent;
+        Ok(Listing { entries: expected, is_end, parent })
     }
 
     fn set_xattr(&mut self, it: &SetXattr) -> Result<(), Errno> {

@@ -43,6 +43,9 @@ fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Re
             return Err(Errno::ESTALE.into());
         }
     }
+    if dentry.ino.mdt() != ns.mdt {
+        return Err(Errno::EREMOTE.into());
+    }
     let inode = ns.existing(dentry.ino)?;
     ns.effects.opened = Some(dentry.ino);
     Ok(Created { attr: inode.attr(dentry.ino), is_new: false })

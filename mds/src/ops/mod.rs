@@ -3,8 +3,8 @@
 //! Owns what POSIX says of each operation. An operation never logs, retries, waits, or reads a clock, and takes no lock:
 //! the driver (`crate::mdt`) does, by [`plan`], and commits what the operation wrote, or drops it when it fails.
 //!
-//! Where an operation needs another MDT it stops with [`OpError::NeedsPeer`], before it has written anything, and is run
-//! again from its beginning with [`Namespace::peer`] set.
+//! Where an operation concerns another MDT it stops with [`OpError::Several`], before it has written anything, and is run as a
+//! transaction (`crate::txn`).
 
 mod close;
 mod create;
@@ -16,12 +16,10 @@ mod lookup;
 mod mkdir;
 mod mknod;
 mod open;
-mod peer_make_dir;
-mod peer_remove_dir;
 mod readdir;
 mod readlink;
 mod remove_xattr;
-mod rename;
+pub(crate) mod rename;
 mod rmdir;
 mod set_attr;
 mod set_xattr;
@@ -30,7 +28,7 @@ mod unlink;
 mod xattr_name;
 
 use burstfs_proto::mds::{MdsReply, MdsRequest};
-use burstfs_types::{Errno, Ino, MdtIndex, Name};
+use burstfs_types::{Errno, Ino, Name};
 
 use crate::namespace::{Namespace, OpError};
 
@@ -41,8 +39,6 @@ pub(crate) struct Plan<'r> {
     pub(crate) inos: Vec<Ino>,
     /// Entries that it changes: with them their directories and the inodes that they name.
     pub(crate) entries: Vec<(Ino, &'r Name)>,
-    /// A directory whose inode it may remove without its entry.
-    pub(crate) removes: Option<Ino>,
 }
 
 impl<'r> Plan<'r> {
@@ -69,9 +65,7 @@ pub(crate) fn plan(request: &MdsRequest) -> Plan<'_> {
         MdsRequest::Rename(it) => {
             Plan { entries: vec![(it.parent, &it.name), (it.new_parent, &it.new_name)], ..Plan::default() }
         }
-        MdsRequest::Link(it) => {
-            Plan { inos: vec![it.ino], entries: vec![(it.new_parent, &it.new_name)], removes: None }
-        }
+        MdsRequest::Link(it) => Plan { inos: vec![it.ino], entries: vec![(it.new_parent, &it.new_name)] },
         MdsRequest::Symlink(it) => Plan::entry(it.parent, &it.name),
         MdsRequest::Readlink(it) => Plan::ino(it.ino),
         MdsRequest::Open(it) => Plan::ino(it.ino),
@@ -81,21 +75,18 @@ pub(crate) fn plan(request: &MdsRequest) -> Plan<'_> {
         MdsRequest::SetXattr(it) => Plan::ino(it.ino),
         MdsRequest::ListXattr(it) => Plan::ino(it.ino),
         MdsRequest::RemoveXattr(it) => Plan::ino(it.ino),
-        MdsRequest::Statfs(_) | MdsRequest::PeerMakeDir(_) => Plan::default(),
-        MdsRequest::PeerRemoveDir(it) => Plan { removes: Some(it.ino), ..Plan::ino(it.ino) },
+        MdsRequest::Statfs(_)
+        | MdsRequest::PeerPrepare(_)
+        | MdsRequest::PeerDecide(_)
+        | MdsRequest::PeerOutcome(_)
+        | MdsRequest::PeerLook(_)
+        | MdsRequest::PeerParent(_) => Plan::default(),
     }
 }
 
 /// Whether `request` may make an inode on this MDT.
 pub(crate) fn needs_ino(request: &MdsRequest) -> bool {
-    matches!(
-        request,
-        MdsRequest::Create(_)
-            | MdsRequest::Mknod(_)
-            | MdsRequest::Mkdir(_)
-            | MdsRequest::Symlink(_)
-            | MdsRequest::PeerMakeDir(_)
-    )
+    matches!(request, MdsRequest::Create(_) | MdsRequest::Mknod(_) | MdsRequest::Mkdir(_) | MdsRequest::Symlink(_))
 }
 
 /// Runs `request`.
@@ -120,14 +111,12 @@ pub(crate) fn run(ns: &mut Namespace<'_>, request: &MdsRequest) -> Result<MdsRep
         MdsRequest::SetXattr(it) => MdsReply::SetXattr(set_xattr::set_xattr(ns, it)?),
         MdsRequest::ListXattr(it) => MdsReply::ListXattr(list_xattr::list_xattr(ns, it)?),
         MdsRequest::RemoveXattr(it) => MdsReply::RemoveXattr(remove_xattr::remove_xattr(ns, it)?),
-        MdsRequest::PeerMakeDir(it) => MdsReply::PeerMakeDir(peer_make_dir::peer_make_dir(ns, it)?),
-        MdsRequest::PeerRemoveDir(it) => MdsReply::PeerRemoveDir(peer_remove_dir::peer_remove_dir(ns, it)?),
-        // Answered by the driver: the count of inodes is not in the store.
-        MdsRequest::Statfs(_) => return Err(Errno::EPROTO.into()),
+        // Answered by the driver: the count of inodes is not in the store, and transactions are not the operations' business.
+        MdsRequest::Statfs(_)
+        | MdsRequest::PeerPrepare(_)
+        | MdsRequest::PeerDecide(_)
+        | MdsRequest::PeerOutcome(_)
+        | MdsRequest::PeerLook(_)
+        | MdsRequest::PeerParent(_) => return Err(Errno::EPROTO.into()),
     })
-}
-
-/// EXDEV unless `ino` is on `mdt`.
-fn same_mdt(ino: Ino, mdt: MdtIndex) -> Result<(), Errno> {
-    if ino.mdt() == mdt { Ok(()) } else { Err(Errno::EXDEV) }
 }

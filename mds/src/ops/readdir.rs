@@ -16,7 +16,7 @@ const ENTRY_BYTES: usize = 128;
 const OST_BYTES: usize = 3;
 
 pub(crate) fn readdir(ns: &mut Namespace<'_>, request: &Readdir) -> Result<Listing, OpError> {
-    ns.directory(request.ino)?;
+    let parent = ns.directory(request.ino)?.parent;
     if request.cookie >= 1 << 63 {
         return Err(Errno::EINVAL.into());
     }
@@ -37,5 +37,5 @@ pub(crate) fn readdir(ns: &mut Namespace<'_>, request: &Readdir) -> Result<Listi
         }
     }
     let is_end = entries.len() == found_count;
-    Ok(Listing { entries, is_end })
+    Ok(Listing { entries, is_end, parent })
 }

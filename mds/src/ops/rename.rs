@@ -1,6 +1,5 @@
-//! Renames within this MDT.
-//!
-//! A directory keeps its parent: then no rename can make a cycle, and no other MDT's inode has to change.
+//! Renames within this MDT: where all inodes are its own, and directories keep their parent, so that no rename can make a cycle.
+//! All others are transactions (`crate::txn`).
 //!
 //! Cookies belong to names. A replaced name keeps its own, so that a listing in progress shows it once; a new name comes
 //! last, so that a listing in progress shows the file at least once.
@@ -8,36 +7,30 @@
 use burstfs_proto::mds::{Rename, RenameMode};
 use burstfs_types::{Errno, FileKind, Ino};
 
-use super::{rmdir, same_mdt};
+use super::rmdir;
 use crate::namespace::{Directory, Namespace, OpError};
 use crate::record::Dentry;
 
 pub(crate) fn rename(ns: &mut Namespace<'_>, request: &Rename) -> Result<(), OpError> {
-    same_mdt(request.new_parent, ns.mdt)?;
+    ns.needs_here(request.parent)?;
+    ns.needs_here(request.new_parent)?;
     let mut parents = Parents::read(ns, request)?;
     let source = ns.dentry(request.parent, &request.name)?.ok_or(Errno::ENOENT)?;
     let target = ns.dentry(request.new_parent, &request.new_name)?;
-    let moves_directory = parents.other.is_some() && source.kind == FileKind::Directory;
     match (request.mode, target) {
         (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
         (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
         // Two names of one inode, or one name: nothing to do (`rename(2)`).
         (_, Some(target)) if target.ino == source.ino => return Ok(()),
-        (RenameMode::Exchange, Some(target)) => {
-            if moves_directory || parents.other.is_some() && target.kind == FileKind::Directory {
-                return Err(Errno::EXDEV.into());
-            }
-            exchange(ns, &mut parents, request, (source, target))?;
-        }
-        (_, Some(target)) => {
-            check_replaceable(source.kind, target.kind)?;
-            if moves_directory {
-                return Err(Errno::EXDEV.into());
-            }
-            replace(ns, &mut parents, request, (source, target))?;
-        }
-        (_, None) if moves_directory => return Err(Errno::EXDEV.into()),
-        (_, None) => {
+        (RenameMode::Replace, Some(target)) => check_replaceable(source.kind, target.kind)?,
+        (RenameMode::Exchange, Some(_)) | (_, None) => {}
+    }
+    let is_exchange = request.mode == RenameMode::Exchange;
+    check_is_here(ns, &parents, source, target, is_exchange)?;
+    match target {
+        Some(target) if is_exchange => exchange(ns, &mut parents, request, (source, target))?,
+        Some(target) => replace(ns, &mut parents, request, (source, target))?,
+        None => {
             ns.remove_entry(&mut parents.old, &request.name, source);
             ns.add_entry(parents.target(), &request.new_name, source.ino, source.kind);
         }
@@ -72,7 +65,23 @@ impl Parents {
     }
 }
 
-fn check_replaceable(source: FileKind, target: FileKind) -> Result<(), Errno> {
+/// Says that the rename is one of several MDTs if it is, or needs the rename lock, which is the business of transactions.
+fn check_is_here(
+    ns: &Namespace<'_>,
+    parents: &Parents,
+    source: Dentry,
+    target: Option<Dentry>,
+    is_exchange: bool,
+) -> Result<(), OpError> {
+    ns.needs_here(source.ino)?;
+    target.map_or(Ok(()), |target| ns.needs_here(target.ino))?;
+    let is_directory = |dentry: &Dentry| dentry.kind == FileKind::Directory;
+    let moves = is_directory(&source) || is_exchange && target.as_ref().is_some_and(is_directory);
+    if parents.other.is_some() && moves { Err(OpError::Several) } else { Ok(()) }
+}
+
+/// Whether what is renamed may take the place of what is there.
+pub(crate) fn check_replaceable(source: FileKind, target: FileKind) -> Result<(), Errno> {
     match (source == FileKind::Directory, target == FileKind::Directory) {
         (true, false) => Err(Errno::ENOTDIR),
         (false, true) => Err(Errno::EISDIR),
@@ -111,11 +120,9 @@ fn exchange(
     touch_inode(ns, target.ino)
 }
 
-/// A renamed inode's ctime; that of a directory on another MDT stays, which POSIX allows.
+/// A renamed inode's ctime.
 fn touch_inode(ns: &mut Namespace<'_>, ino: Ino) -> Result<(), OpError> {
-    if ino.mdt() == ns.mdt
-        && let Some(mut inode) = ns.inode(ino)?
-    {
+    if let Some(mut inode) = ns.inode(ino)? {
         inode.ctime = ns.now;
         ns.put_inode(ino, &inode);
     }

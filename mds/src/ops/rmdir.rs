@@ -3,8 +3,7 @@
 use burstfs_proto::mds::Rmdir;
 use burstfs_types::{Errno, FileKind, Ino};
 
-use super::peer_remove_dir::peer_remove_dir;
-use crate::namespace::{Namespace, OpError, PeerDone, PeerWork};
+use crate::namespace::{Namespace, OpError};
 
 pub(crate) fn rmdir(ns: &mut Namespace<'_>, request: &Rmdir) -> Result<(), OpError> {
     let mut parent = ns.directory(request.parent)?;
@@ -12,16 +11,19 @@ pub(crate) fn rmdir(ns: &mut Namespace<'_>, request: &Rmdir) -> Result<(), OpErr
     if dentry.kind != FileKind::Directory {
         return Err(Errno::ENOTDIR.into());
     }
+    ns.needs_here(dentry.ino)?;
     remove_inode(ns, dentry.ino)?;
     ns.remove_entry(&mut parent, &request.name, dentry);
     ns.save_directory(parent);
     Ok(())
 }
 
-/// Removes the inode of the empty directory `ino`, or asks its MDT to.
+/// Removes the inode of the empty directory `ino` of this MDT.
 pub(super) fn remove_inode(ns: &mut Namespace<'_>, ino: Ino) -> Result<(), OpError> {
-    if ino.mdt() == ns.mdt {
-        return peer_remove_dir(ns, &burstfs_proto::mds::PeerRemoveDir { ino });
+    match ns.directory(ino) {
+        Ok(directory) => ns.remove_directory(directory),
+        // A name whose inode is gone breaks an invariant; removing the name heals it.
+        Err(OpError::Errno(Errno::ENOENT)) => Ok(()),
+        Err(error) => Err(error),
     }
-    if ns.peer == Some(PeerDone::Removed(ino)) { Ok(()) } else { Err(OpError::NeedsPeer(PeerWork::Remove(ino))) }
 }

@@ -11,6 +11,7 @@ pub(crate) fn unlink(ns: &mut Namespace<'_>, request: &Unlink) -> Result<(), OpE
     if dentry.kind == FileKind::Directory {
         return Err(Errno::EISDIR.into());
     }
+    ns.needs_here(dentry.ino)?;
     ns.remove_entry(&mut parent, &request.name, dentry);
     ns.save_directory(parent);
     ns.drop_name(dentry.ino)

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this module")]
 
+pub mod instance;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};

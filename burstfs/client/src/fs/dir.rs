@@ -64,7 +64,7 @@ impl ClientFs {
         Ok(PlusListing { entries, is_end: listing.is_end })
     }
 
-    /// Adds the attributes of a directory whose home is another MDT.
+    /// Adds the attributes of an inode of another MDT than its directory's.
     async fn plus(&self, listed: ListingEntry) -> Result<PlusEntry, FsError> {
         let ListingEntry { name, entry, cookie } = listed;
         let attr = match entry.attr {

@@ -4,7 +4,7 @@ use burstfs_placement::layout_for_new_file;
 use burstfs_proto::mds::{
     Close, Create, GetAttr, Link, Lookup, Mkdir, Mknod, Open, Readlink, Rename, RenameMode, Rmdir, Symlink, Unlink,
 };
-use burstfs_types::{Attr, FileKind, Ino, Layout, Name};
+use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, Name};
 
 use super::attr::AttrChange;
 use super::error::FsError;
@@ -57,10 +57,19 @@ pub struct Opened {
 impl ClientFs {
     /// What `name` in `parent` is.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
-        let entry = self.targets.mds(parent.mdt(), Lookup { parent, name: Name::new(name)? }).await?;
-        match entry.attr {
-            Some(attr) => self.with_objects(attr).await,
-            None => self.targets.mds(entry.ino.mdt(), GetAttr { ino: entry.ino }).await,
+        let request = Lookup { parent, name: Name::new(name)? };
+        loop {
+            let entry = self.targets.mds(parent.mdt(), request.clone()).await?;
+            let attr = match entry.attr {
+                Some(attr) => Ok(attr),
+                None => self.targets.mds(entry.ino.mdt(), GetAttr { ino: entry.ino }).await,
+            };
+            match attr {
+                Ok(attr) => return self.with_objects(attr).await,
+                // Removed between the two answers; the name is gone as well, or names something new.
+                Err(error) if error.errno() == Errno::ESTALE => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -76,12 +85,29 @@ impl ClientFs {
             exclusive: new.exclusive,
             layout,
         };
-        let created = self.targets.mds(parent.mdt(), request).await?;
+        let created = loop {
+            match self.targets.mds(parent.mdt(), request.clone()).await {
+                Err(error) if error.errno() == Errno::EREMOTE => {
+                    match self.open_elsewhere(parent, &request.name, new.truncate).await {
+                        // Gone meanwhile: made, or found, anew.
+                        Err(error) if error.is_gone() => {}
+                        opened => return opened,
+                    }
+                }
+                created => break created?,
+            }
+        };
         if created.is_new {
             let file = OpenFile::new(&created.attr, &self.targets, &self.watch)?;
             return Ok(Opened { file, attr: created.attr });
         }
         self.opened(created.attr, new.truncate).await
+    }
+
+    /// Opens a file that a name stands for whose directory is on another MDT.
+    async fn open_elsewhere(&self, parent: Ino, name: &Name, truncate: bool) -> Result<Opened, FsError> {
+        let entry = self.targets.mds(parent.mdt(), Lookup { parent, name: name.clone() }).await?;
+        self.open(entry.ino, truncate).await
     }
 
     /// `open(2)` of a regular file. With `truncate` it becomes empty.
@@ -152,17 +178,21 @@ impl ClientFs {
         self.targets.mds(parent.mdt(), Rmdir { parent, name: Name::new(name)? }).await
     }
 
-    /// `renameat2(2)`. EXDEV where it would concern two MDTs.
+    /// `renameat2(2)`.
     pub async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), FsError> {
         let request =
             Rename { parent: from.0, name: Name::new(from.1)?, new_parent: to.0, new_name: Name::new(to.1)?, mode };
-        self.targets.mds(from.0.mdt(), request).await
+        match self.targets.mds(from.0.mdt(), request.clone()).await {
+            // A directory gets another parent: MDT 0 has the rename lock.
+            Err(error) if error.errno() == Errno::EREMOTE => self.targets.mds(Ino::ROOT.mdt(), request).await,
+            result => result,
+        }
     }
 
-    /// `link(2)`. EXDEV where it would concern two MDTs.
+    /// `link(2)`.
     pub async fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr, FsError> {
         let request = Link { ino, new_parent, new_name: Name::new(new_name)? };
-        let attr = self.targets.mds(ino.mdt(), request).await?;
+        let attr = self.targets.mds(new_parent.mdt(), request).await?;
         self.with_objects(attr).await
     }
 

@@ -23,7 +23,7 @@ use fuser::{
 use tokio::runtime::Handle as RuntimeHandle;
 use tracing::{debug, info, warn};
 
-use super::convert::{self, BLOCK_BYTES, Blocks, UNKNOWN_INO};
+use super::convert::{self, BLOCK_BYTES, Blocks};
 use super::handles::{Handle, Handles};
 use super::passthrough::{Io, Passthrough, Table, Use, Wish};
 use super::run::Runner;
@@ -549,18 +549,18 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let dots = [(DOT_COOKIE, ino, "."), (DOT_DOT_COOKIE, UNKNOWN_INO, "..")];
-        for (cookie, ino, name) in dots.into_iter().filter(|(cookie, ..)| *cookie > offset) {
-            if reply.add(ino, cookie, FileType::Directory, name) {
-                return reply.ok();
-            }
-        }
+    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         let cookie = if offset <= DOT_DOT_COOKIE { 0 } else { offset };
         self.answer(
             reply,
             |core| async move { core.fs.readdir(convert::ino(ino)?, cookie, ENTRIES_MAX).await },
-            |mut reply, listing| {
+            move |mut reply, listing| {
+                let dots = [(DOT_COOKIE, ino, "."), (DOT_DOT_COOKIE, INodeNo(listing.parent.get()), "..")];
+                for (cookie, ino, name) in dots.into_iter().filter(|(cookie, ..)| *cookie > offset) {
+                    if reply.add(ino, cookie, FileType::Directory, name) {
+                        return reply.ok();
+                    }
+                }
                 for listed in listing.entries {
                     let (ino, kind) = (INodeNo(listed.entry.ino.get()), convert::file_type(listed.entry.kind));
                     if reply.add(ino, listed.cookie, kind, OsStr::from_bytes(listed.name.as_bytes())) {

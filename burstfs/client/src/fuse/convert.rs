@@ -16,8 +16,6 @@ use crate::fs::{FsError, FsStatfs};
 const FILE_BLOCK_BYTES: u32 = 1 << 20;
 /// The same for everything else, and the unit of `statfs`.
 pub(super) const BLOCK_BYTES: u32 = 4096;
-/// `d_ino` of `..`, whose inode number a listing does not know; the value that libfuse uses for it.
-pub(super) const UNKNOWN_INO: INodeNo = INodeNo(0xffff_ffff);
 
 /// The errno for the kernel.
 pub(super) fn errno(error: &FsError) -> fuser::Errno {

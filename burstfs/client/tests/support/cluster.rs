@@ -120,6 +120,10 @@ impl Builder {
             peers[node].channels.get_or_init(|| addresses.iter().map(|address| client.channel(*address)).collect());
             let (mdt, remover) = (mdts[node].clone(), Remover(osts.clone()));
             tokio::spawn(async move { mdt.run_destroyer(&remover).await });
+            for peer in (0..nodes).filter(|peer| *peer != node) {
+                let mdt = mdts[node].clone();
+                tokio::spawn(async move { mdt.run_resolver(MdtIndex::new(peer as u16)).await });
+            }
         }
         Builder { clients, osts, servers }
     }
@@ -145,6 +149,10 @@ impl Peers for ChannelPeers {
         let deadline = Deadline::after(TIMEOUT);
         let (body, _) = channel.exchange(request.opcode(), request.encode(), ClientBulk::None, deadline).await?;
         Ok(MdsReply::decode(request.opcode(), &body).unwrap())
+    }
+
+    fn is_lost(&self, _mdt: MdtIndex) -> bool {
+        false
     }
 }
 

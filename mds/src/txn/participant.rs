@@ -1,0 +1,162 @@
+//! The participant's side: a promise, and its end.
+
+use burstfs_proto::mds::{
+    MdsReply, MdsRequest, Named, PeerDecide, PeerLook, PeerOutcome, PeerParent, PeerPrepare, Step, TxId,
+};
+use burstfs_types::{Attr, Errno, Ino, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::step;
+use crate::mdt::{Mdt, errno_of, logged};
+use crate::namespace::OpError;
+use crate::record::{decode, encode, key};
+use crate::store::{Overlay, StoreError, Transaction, for_each};
+
+/// A promise: what is done when the transaction is committed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Intent {
+    now: Timestamp,
+    steps: Vec<Step>,
+    /// The number of the directory that a step makes.
+    made: Option<Ino>,
+    /// The answer to the preparation, which may be asked for again.
+    attrs: Vec<Attr>,
+}
+
+impl Intent {
+    /// The directory that is not there yet; the steps have one each at most.
+    fn made(&self) -> Option<Named> {
+        self.made.map(|ino| Named { ino, kind: burstfs_types::FileKind::Directory })
+    }
+}
+
+impl Mdt {
+    /// Answers another MDT, or this one in the course of its own transactions. Never waits.
+    pub(crate) fn answer_peer(&self, request: &MdsRequest) -> Result<MdsReply, Errno> {
+        let reply = match request {
+            MdsRequest::PeerPrepare(it) => self.prepare(it).map(MdsReply::PeerPrepare),
+            MdsRequest::PeerDecide(it) => self.end(it).map(MdsReply::PeerDecide),
+            MdsRequest::PeerOutcome(it) => self.outcome(it).map(MdsReply::PeerOutcome).map_err(OpError::Errno),
+            MdsRequest::PeerLook(it) => self.look_here(it),
+            MdsRequest::PeerParent(it) => self.parent_here(it),
+            _ => Err(Errno::EPROTO.into()),
+        };
+        reply.map_err(|error| errno_of(&error))
+    }
+
+    fn look_here(&self, request: &PeerLook) -> Result<MdsReply, OpError> {
+        let stripe = self.locks.read(request.parent);
+        if stripe.is_name_promised(request.parent, &request.name) {
+            return Err(Errno::EBUSY.into());
+        }
+        self.with_namespace(|ns| {
+            ns.directory(request.parent)?;
+            let dentry = ns.dentry(request.parent, &request.name)?;
+            Ok(MdsReply::PeerLook(dentry.map(|dentry| Named { ino: dentry.ino, kind: dentry.kind })))
+        })
+    }
+
+    fn parent_here(&self, request: &PeerParent) -> Result<MdsReply, OpError> {
+        let stripe = self.locks.read(request.ino);
+        if stripe.is_promised(request.ino) {
+            return Err(Errno::EBUSY.into());
+        }
+        self.with_namespace(|ns| match ns.directory(request.ino) {
+            Ok(directory) => Ok(MdsReply::PeerParent(directory.parent)),
+            Err(OpError::Errno(_)) => Err(Errno::ESTALE.into()),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Promises a part of a transaction. EBUSY when another transaction holds what it concerns.
+    fn prepare(&self, request: &PeerPrepare) -> Result<Vec<Attr>, OpError> {
+        let PeerPrepare { tx, oldest, now, steps } = request;
+        self.txns.admit(*tx, *oldest)?;
+        let is_directory_made = steps.iter().any(|step| matches!(step, Step::MakeDirectory(_)));
+        let made = if is_directory_made { Some(self.inos.take(&*self.engine)?) } else { None };
+        let needs = step::needs(steps, made);
+        let mut locked = self.locks.write(needs.inos());
+        if let Some(intent) = self.intent(*tx)? {
+            return Ok(intent.attrs);
+        }
+        // Under the locks, since the decision may have come in between, and have gone with the intent.
+        self.txns.admit(*tx, *oldest)?;
+        if locked.is_held_by_other(&needs, Some(*tx)) {
+            return Err(Errno::EBUSY.into());
+        }
+        let attrs = self.check_steps(&locked, *now, steps, made)?;
+        let intent = Intent { now: *now, steps: steps.clone(), made, attrs: attrs.clone() };
+        self.engine.commit(vec![(key::intent(*tx), Some(encode(&intent)))])?;
+        locked.promise(*tx, &needs);
+        self.txns.state().prepared.insert(*tx);
+        self.txns.unfinished.notify_waiters();
+        Ok(attrs)
+    }
+
+    fn intent(&self, tx: TxId) -> Result<Option<Intent>, StoreError> {
+        let key = key::intent(tx);
+        self.engine.get(&key)?.map(|value| decode(&key, &value)).transpose()
+    }
+
+    /// Keeps a promise, or drops it.
+    pub(super) fn end(&self, request: &PeerDecide) -> Result<(), OpError> {
+        let tx = request.tx;
+        let Some(intent) = self.intent(tx)? else {
+            self.txns.finish(tx);
+            return Ok(());
+        };
+        let needs = step::needs(&intent.steps, intent.made);
+        let mut locked = self.locks.write(needs.inos());
+        let mut overlay = Overlay::new(&*self.engine);
+        if overlay.get(&key::intent(tx))?.is_none() {
+            return Ok(());
+        }
+        overlay.delete(key::intent(tx));
+        let effects = match request.is_commit {
+            true => Some(self.apply_steps(&locked, &mut overlay, intent.now, &intent.steps, intent.made())?),
+            false => None,
+        };
+        overlay.commit()?;
+        if let Some(effects) = effects {
+            self.count(&effects);
+        }
+        locked.release(tx, &needs);
+        self.txns.finish(tx);
+        drop(locked);
+        self.locks.notify_released();
+        Ok(())
+    }
+
+    /// Holds again what was promised before a restart.
+    pub(crate) fn hold_promises(&self) -> Result<(), StoreError> {
+        for_each(&*self.engine, &[key::INTENT], |key, value| {
+            let Some(number) = key::ino_of(key) else { return Ok(()) };
+            let intent: Intent = decode(key, value)?;
+            let needs = step::needs(&intent.steps, intent.made);
+            self.locks.write(needs.inos()).promise(TxId::new(number), &needs);
+            Ok(())
+        })
+    }
+
+    /// What this MDT has promised and has heard nothing of.
+    pub(super) fn undecided(&self, coordinator: burstfs_types::MdtIndex) -> Vec<TxId> {
+        let state = self.txns.state();
+        state.prepared.iter().filter(|tx| tx.coordinator() == coordinator).copied().collect()
+    }
+
+    /// The end of a promise that is not a request: an error of the store is logged, and it is tried again.
+    pub(super) fn end_quietly(&self, tx: TxId, is_commit: bool) {
+        if let Err(error) = self.end(&PeerDecide { tx, is_commit }) {
+            match error {
+                OpError::Store(error) => drop(logged(&error)),
+                OpError::Errno(errno) => tracing::error!(tx = %tx.number(), %errno, "a promise cannot be kept"),
+                OpError::Several => {}
+            }
+        }
+    }
+
+    /// The question to the coordinator.
+    pub(super) fn question(tx: TxId) -> MdsRequest {
+        PeerOutcome { tx }.into()
+    }
+}

@@ -1,0 +1,203 @@
+//! What an operation over several MDTs consists of.
+//!
+//! Owns the rules of those operations: which steps, on which MDT, and what is refused. Reads without holding anything; what it
+//! has read is part of the steps, whose check fails when it has changed.
+
+use std::collections::BTreeMap;
+
+use burstfs_placement::directory_home;
+use burstfs_proto::Answer;
+use burstfs_proto::mds::{
+    Becomes, Link, MdsReply, MdsRequest, Mkdir, Named, NewDirectory, PeerLook, PeerParent, Rename, RenameMode, Rmdir,
+    Step, Unlink,
+};
+use burstfs_types::{Attr, Errno, FileKind, Ino, MdtIndex, Name};
+
+use super::coordinator::answer_of;
+use crate::mdt::{Mdt, errno_of};
+use crate::namespace::S_ISGID;
+use crate::ops::rename::check_replaceable;
+
+/// Deeper than any tree that can be made by naming paths from one directory to the next in a job's time.
+const DEPTH_MAX: u32 = 1 << 20;
+
+/// The parts of a transaction, by MDT.
+#[derive(Default, Debug)]
+pub(super) struct Plan {
+    pub(super) parts: BTreeMap<MdtIndex, Vec<Step>>,
+}
+
+impl Plan {
+    fn step(&mut self, mdt: MdtIndex, step: Step) {
+        self.parts.entry(mdt).or_default().push(step);
+    }
+
+    fn entry(&mut self, (parent, name): (Ino, &Name), was: Option<Ino>, becomes: Becomes) {
+        self.step(parent.mdt(), Step::Entry { parent, name: name.clone(), was, becomes });
+    }
+}
+
+/// The client's answer; `attr` is what a participant made or changed.
+pub(super) fn reply(request: &MdsRequest, attr: Option<Attr>) -> Result<MdsReply, Errno> {
+    Ok(match request {
+        MdsRequest::Mkdir(_) => MdsReply::Mkdir(attr.ok_or(Errno::EPROTO)?),
+        MdsRequest::Link(_) => MdsReply::Link(attr.ok_or(Errno::EPROTO)?),
+        MdsRequest::Rmdir(_) => MdsReply::Rmdir(()),
+        MdsRequest::Unlink(_) => MdsReply::Unlink(()),
+        MdsRequest::Rename(_) => MdsReply::Rename(()),
+        _ => return Err(Errno::EPROTO),
+    })
+}
+
+impl Mdt {
+    /// The steps of `request`, with the rename lock where they need it.
+    pub(super) async fn plan(&self, request: &MdsRequest) -> Result<(Plan, Option<RenameLock<'_>>), Errno> {
+        match request {
+            MdsRequest::Mkdir(it) => Ok((self.plan_mkdir(it).await?, None)),
+            MdsRequest::Rmdir(it) => Ok((self.plan_rmdir(it).await?, None)),
+            MdsRequest::Unlink(it) => Ok((self.plan_unlink(it).await?, None)),
+            MdsRequest::Link(it) => Ok((self.plan_link(it).await?, None)),
+            MdsRequest::Rename(it) => self.plan_rename(it).await,
+            // No other operation asks for a transaction.
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    async fn plan_mkdir(&self, it: &Mkdir) -> Result<Plan, Errno> {
+        if self.look(it.parent, &it.name).await?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let new = self.with_namespace(|ns| {
+            let parent = ns.directory(it.parent)?;
+            let (mode, gid) = (it.mode | (parent.inode.mode & S_ISGID), parent.group_for(it.gid));
+            Ok(NewDirectory { mode, uid: it.uid, gid, parent: it.parent })
+        });
+        let new = new.map_err(|error| errno_of(&error))?;
+        let mut plan = Plan::default();
+        plan.step(directory_home(it.parent, &it.name, self.config.mdts), Step::MakeDirectory(new));
+        plan.entry((it.parent, &it.name), None, Becomes::Answered);
+        Ok(plan)
+    }
+
+    async fn plan_rmdir(&self, it: &Rmdir) -> Result<Plan, Errno> {
+        let named = self.look(it.parent, &it.name).await?.ok_or(Errno::ENOENT)?;
+        if named.kind != FileKind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        let mut plan = Plan::default();
+        plan.entry((it.parent, &it.name), Some(named.ino), Becomes::Nothing);
+        plan.step(named.ino.mdt(), Step::RemoveDirectory { ino: named.ino });
+        Ok(plan)
+    }
+
+    async fn plan_unlink(&self, it: &Unlink) -> Result<Plan, Errno> {
+        let named = self.look(it.parent, &it.name).await?.ok_or(Errno::ENOENT)?;
+        if named.kind == FileKind::Directory {
+            return Err(Errno::EISDIR);
+        }
+        let mut plan = Plan::default();
+        plan.entry((it.parent, &it.name), Some(named.ino), Becomes::Nothing);
+        plan.step(named.ino.mdt(), Step::DropName { ino: named.ino });
+        Ok(plan)
+    }
+
+    async fn plan_link(&self, it: &Link) -> Result<Plan, Errno> {
+        if self.look(it.new_parent, &it.new_name).await?.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        let mut plan = Plan::default();
+        plan.step(it.ino.mdt(), Step::AddName { ino: it.ino });
+        plan.entry((it.new_parent, &it.new_name), None, Becomes::Answered);
+        Ok(plan)
+    }
+
+    async fn plan_rename(&self, it: &Rename) -> Result<(Plan, Option<RenameLock<'_>>), Errno> {
+        let source = self.look(it.parent, &it.name).await?.ok_or(Errno::ENOENT)?;
+        let target = self.look(it.new_parent, &it.new_name).await?;
+        let mut plan = Plan::default();
+        match (it.mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST),
+            (RenameMode::Exchange, None) => return Err(Errno::ENOENT),
+            // Two names of one inode, or one name: nothing to do (`rename(2)`).
+            (_, Some(target)) if target.ino == source.ino => return Ok((plan, None)),
+            (RenameMode::Replace, Some(target)) => check_replaceable(source.kind, target.kind)?,
+            (RenameMode::Exchange, Some(_)) | (_, None) => {}
+        }
+        let lock = self.keep_the_tree(it, source, target).await?;
+        let is_exchange = it.mode == RenameMode::Exchange;
+        let back = target.filter(|_| is_exchange).map_or(Becomes::Nothing, Becomes::Inode);
+        plan.entry((it.parent, &it.name), Some(source.ino), back);
+        plan.entry((it.new_parent, &it.new_name), target.map(|target| target.ino), Becomes::Inode(source));
+        plan.step(source.ino.mdt(), Step::Renamed { ino: source.ino, parent: it.new_parent });
+        if let Some(Named { ino, kind }) = target {
+            let step = match kind {
+                _ if is_exchange => Step::Renamed { ino, parent: it.parent },
+                FileKind::Directory => Step::RemoveDirectory { ino },
+                _ => Step::DropName { ino },
+            };
+            plan.step(ino.mdt(), step);
+        }
+        Ok((plan, lock))
+    }
+
+    /// Takes the rename lock if a directory gets another parent, and refuses what would then make a cycle. What was read
+    /// before is checked again when it is promised.
+    async fn keep_the_tree(
+        &self,
+        it: &Rename,
+        source: Named,
+        target: Option<Named>,
+    ) -> Result<Option<RenameLock<'_>>, Errno> {
+        let is_directory = |named: &Named| named.kind == FileKind::Directory;
+        let exchanged = target.filter(|_| it.mode == RenameMode::Exchange);
+        let moves = is_directory(&source) || exchanged.is_some_and(|target| is_directory(&target));
+        if it.parent == it.new_parent || !moves {
+            return Ok(None);
+        }
+        if self.index() != Ino::ROOT.mdt() {
+            return Err(Errno::EREMOTE);
+        }
+        let lock = RenameLock { _held: self.txns.renames.lock().await };
+        if is_directory(&source) && self.is_within(it.new_parent, source.ino).await? {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(target) = exchanged.filter(is_directory)
+            && self.is_within(it.parent, target.ino).await?
+        {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Some(lock))
+    }
+
+    /// Whether `ino` is `directory`, or somewhere below it.
+    async fn is_within(&self, mut ino: Ino, directory: Ino) -> Result<bool, Errno> {
+        for _ in 0..DEPTH_MAX {
+            if ino == directory || ino == Ino::ROOT {
+                return Ok(ino == directory);
+            }
+            ino = match self.parent_of(ino).await {
+                // Removed meanwhile: nothing can be renamed into it.
+                Err(Errno::ESTALE) => return Err(Errno::ENOENT),
+                parent => parent?,
+            };
+        }
+        tracing::error!(%ino, "is {DEPTH_MAX} directories below the root, or in a cycle");
+        Err(Errno::ELOOP)
+    }
+
+    /// What `name` in `parent`, on whichever MDT, stands for.
+    async fn look(&self, parent: Ino, name: &Name) -> Result<Option<Named>, Errno> {
+        let request = PeerLook { parent, name: name.clone() };
+        answer_of(self.ask_patiently(parent.mdt(), &request.into()).await?).map(|Answer::<PeerLook>(named)| named)
+    }
+
+    async fn parent_of(&self, ino: Ino) -> Result<Ino, Errno> {
+        answer_of(self.ask_patiently(ino.mdt(), &PeerParent { ino }.into()).await?)
+            .map(|Answer::<PeerParent>(parent)| parent)
+    }
+}
+
+/// The rename lock of MDT 0, held.
+pub(super) struct RenameLock<'m> {
+    _held: tokio::sync::MutexGuard<'m, ()>,
+}
