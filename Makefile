@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e posix rdma-test bench-start lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e posix rdma-test bench-start bench-data lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -52,6 +52,9 @@ rdma-test: setup ## the tests that need an RDMA device, in an emulated machine t
 
 bench-start: setup build ## times of start and end, stage-in and drain, memory: a table and target/bench/start.json (root)
 	tests/benches/run start
+
+bench-data: setup build ## local files through burstfs and without: a table and target/bench/data.json (root)
+	tests/benches/run data
 
 lint: ## formatting, clippy, licences and sources of the dependencies
 	$(CARGO) fmt --all --check

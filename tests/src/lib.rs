@@ -13,6 +13,7 @@
 pub mod bench;
 mod clean;
 mod cluster;
+pub mod fio;
 mod job;
 mod logs;
 mod receipt;
