@@ -7,6 +7,8 @@ mod support;
 use burstfs_client::fs::{AttrChange, ClientFs, Credentials, NewFile, NewSpecial, WriteData};
 use burstfs_proto::mds::{RenameMode, XattrMode};
 use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, Name, NodeIndex, OstIndex};
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use support::cluster::{CAPACITY, Cluster};
 
 const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
@@ -169,5 +171,61 @@ fn a_node_given_up_answers_at_once_with_an_i_o_error() {
         fs.close(&open).await.unwrap();
         fs.unlink(Ino::ROOT, b"far").await.unwrap();
         assert_eq!(cluster.client(1).open(far.ino, false).await.err().unwrap().errno(), Errno::ESTALE);
+    });
+}
+
+#[test]
+fn what_is_asked_at_the_same_time_goes_in_one_message() {
+    let cluster = Cluster::new(3);
+    let fs = cluster.client(0).gathering();
+    cluster.block_on(async {
+        let (_, dir) = directory_on(&fs, 1).await;
+        let before = cluster.batches();
+        let create = async |n: u32| fs.create(dir, format!("f{n}").as_bytes(), new_file(None)).await.unwrap();
+        let opened = join_all((0..50).map(create)).await;
+        assert_eq!(cluster.batches(), before + 1);
+        let other = fs.create(dir, b"f7", NewFile { exclusive: true, ..new_file(None) });
+        let missing = fs.lookup(dir, b"nothing");
+        let (other, missing, found) = tokio::join!(other, missing, fs.lookup(dir, b"f7"));
+        assert_eq!(other.err().map(|error| error.errno()), Some(Errno::EEXIST), "one that is refused stops no other");
+        assert_eq!(missing.err().map(|error| error.errno()), Some(Errno::ENOENT));
+        assert_eq!(found.unwrap().ino, opened[7].attr.ino);
+        assert_eq!(cluster.batches(), before + 2);
+        join_all(opened.iter().map(async |opened| fs.close(&opened.file).await.unwrap())).await;
+    });
+}
+
+#[test]
+fn answers_that_are_too_long_together_come_alone() {
+    let cluster = Cluster::new(2);
+    let fs = cluster.client(0).gathering();
+    cluster.block_on(async {
+        let (_, dir) = directory_on(&fs, 1).await;
+        let mut inos = Vec::new();
+        for n in 0..8 {
+            let attr = file(&fs, dir, &format!("f{n}"), None, b"").await;
+            for tag in 0..200 {
+                let name = format!("user.{tag:03}{}", "x".repeat(240));
+                fs.setxattr(attr.ino, name.as_bytes(), b"", XattrMode::Any).await.unwrap();
+            }
+            inos.push(attr.ino);
+        }
+        let names = join_all(inos.iter().map(async |ino| fs.listxattr(*ino).await.unwrap())).await;
+        assert!(names.iter().all(|names| names.len() == 200));
+    });
+}
+
+#[test]
+fn a_leader_that_is_dropped_leaves_nobody_waiting() {
+    let cluster = Cluster::new(2);
+    let fs = cluster.client(0).gathering();
+    cluster.block_on(async {
+        let (_, dir) = directory_on(&fs, 1).await;
+        let attr = file(&fs, dir, "f", None, b"1").await;
+        {
+            let mut leader = std::pin::pin!(fs.getattr(attr.ino));
+            assert!(leader.as_mut().now_or_never().is_none());
+        }
+        assert_eq!(fs.getattr(attr.ino).await.unwrap().ino, attr.ino);
     });
 }

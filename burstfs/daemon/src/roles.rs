@@ -8,6 +8,7 @@ use burstfs_mds::Mdt;
 use burstfs_net::{Handler, Peer};
 use burstfs_oss::Ost;
 use burstfs_proto::DecodeError;
+use burstfs_proto::batch::{self, BatchReply, BatchRequest};
 use burstfs_proto::hello::Role;
 use burstfs_proto::mds::MdsRequest;
 use burstfs_proto::mgs::MgsRequest;
@@ -108,6 +109,11 @@ impl Handler for Roles {
             4 => {
                 let request = StageRequest::decode(opcode, body).map_err(refused)?;
                 self.mgs().await?.call_stage(caller, request).await.map(|reply| reply.encode())
+            }
+            5 => {
+                let BatchRequest::Batch(batch) = BatchRequest::decode(opcode, body).map_err(refused)?;
+                let mdt = self.targets().await?.mdt;
+                batch::run(&*mdt, caller, batch).await.map(|replies| BatchReply::Batch(replies).encode())
             }
             _ => Err(refused(DecodeError::UnknownOpcode(opcode))),
         }

@@ -45,7 +45,7 @@ impl Staging {
         std::fs::create_dir_all(&stage_dir)?;
         let owner = Credentials { uid: description.uid, gid: description.gid };
         Ok(Staging {
-            tree: Arc::new(Tree::new(fs, owner)),
+            tree: Arc::new(Tree::new(Arc::new(fs.gathering()), owner)),
             description,
             directory,
             stage_dir,

@@ -6,6 +6,7 @@
 
 #[macro_use]
 mod table;
+pub mod batch;
 pub mod frame;
 pub mod hello;
 pub mod mds;

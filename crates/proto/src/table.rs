@@ -16,6 +16,8 @@ pub enum Service {
     Mgs,
     /// The queue of staging work, on node 0.
     Stage,
+    /// Several requests at once.
+    Batch,
 }
 
 /// What a lost connection means for a request.
@@ -190,6 +192,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use crate::batch::BatchRequest;
     use crate::mds::{GetAttr, MdsReply, MdsRequest};
     use crate::mgs::MgsRequest;
     use crate::oss::OssRequest;
@@ -198,7 +201,8 @@ mod tests {
 
     #[test]
     fn opcodes_and_names_are_unique() {
-        let tables = [MdsRequest::TABLE, OssRequest::TABLE, MgsRequest::TABLE, StageRequest::TABLE];
+        let tables =
+            [MdsRequest::TABLE, OssRequest::TABLE, MgsRequest::TABLE, StageRequest::TABLE, BatchRequest::TABLE];
         let mut opcodes = HashSet::new();
         for (high, table) in (1..).zip(tables) {
             for (opcode, name, _) in table {
@@ -225,11 +229,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hostile_bodies_never_panic(opcode in 0x0100_u16..0x0420, body: Vec<u8>) {
+        fn hostile_bodies_never_panic(opcode in 0x0100_u16..0x0520, body: Vec<u8>) {
             let _ = MdsRequest::decode(opcode, &body);
             let _ = OssRequest::decode(opcode, &body);
             let _ = MgsRequest::decode(opcode, &body);
             let _ = StageRequest::decode(opcode, &body);
+            let _ = BatchRequest::decode(opcode, &body);
             let _ = MdsReply::decode(opcode, &body);
         }
     }

@@ -26,6 +26,7 @@ mod data;
 mod dir;
 mod error;
 mod file;
+mod gather;
 mod namespace;
 mod remote;
 mod statfs;
@@ -59,6 +60,12 @@ impl ClientFs {
     /// The file system over `targets`, for a client on `node`: new files live on that node's OST.
     pub fn new(targets: Targets, node: NodeIndex) -> ClientFs {
         ClientFs { targets, node, watch: Arc::default() }
+    }
+
+    /// The same file system for whoever works on many files at once: what one task asks of another node's MDT at the same
+    /// time goes there in one message.
+    pub fn gathering(&self) -> ClientFs {
+        ClientFs { targets: self.targets.gathering(), node: self.node, watch: Arc::clone(&self.watch) }
     }
 
     /// The OST of this node.

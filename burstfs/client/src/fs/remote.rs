@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use burstfs_net::{Channel, Client, ClientBulk, Deadline, Region, RegionTooLarge, RpcError};
+use burstfs_proto::batch::{Batch, BatchedReply};
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_proto::oss::{OssReply, OssRequest, Read};
 use bytes::Bytes;
@@ -43,6 +44,11 @@ impl RemoteNode {
     pub(super) async fn mds(&self, request: MdsRequest) -> Result<MdsReply, RemoteError> {
         let (body, _) = self.exchange(request.opcode(), request.encode(), ClientBulk::None).await?;
         Ok(MdsReply::decode(request.opcode(), &body).map_err(RpcError::from)?)
+    }
+
+    /// Several requests to the node's MDT.
+    pub(super) async fn batch(&self, batch: Batch) -> Result<Vec<BatchedReply>, RemoteError> {
+        Ok(self.channel.call(&batch, Deadline::after(self.timeout)).await?)
     }
 
     pub(super) async fn oss(&self, request: OssRequest, source: Option<Bytes>) -> Result<OssReply, RemoteError> {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::bulk::{Lent, Room};
 use super::error::FsError;
+use super::gather::Gatherer;
 use super::remote::{RemoteError, RemoteNode};
 
 /// An RPC of the metadata service.
@@ -62,13 +63,21 @@ pub enum Node {
 pub struct Targets {
     nodes: Vec<Node>,
     xids: XidSource,
+    /// One for each node, where requests that are made at the same time go together.
+    gatherers: Vec<Gatherer>,
 }
 
 impl Targets {
     /// The targets as a client reaches them that numbers its requests with `xids`: the same numbers as those of its
     /// channels, since a service takes a number for one request only.
     pub fn new(nodes: Vec<Node>, xids: XidSource) -> Targets {
-        Targets { nodes, xids }
+        Targets { nodes, xids, gatherers: Vec::new() }
+    }
+
+    /// The same targets; requests to another node's MDT that one task makes at the same time go together.
+    pub(super) fn gathering(&self) -> Targets {
+        let gatherers = self.nodes.iter().map(|_| Gatherer::default()).collect();
+        Targets { nodes: self.nodes.clone(), xids: self.xids.clone(), gatherers }
     }
 
     /// How many nodes there are.
@@ -114,7 +123,13 @@ impl Targets {
                     .await
                     .map_err(|errno| FsError::Refused { rpc: R::NAME, errno })?
             }
-            Node::Remote(remote) => remote.mds(request.into()).await.map_err(remote_error::<R>(mdt.get()))?,
+            Node::Remote(remote) => {
+                let reply = match self.gatherers.get(usize::from(mdt.get())) {
+                    Some(gatherer) => gatherer.call(remote, &self.xids, request.into()).await,
+                    None => remote.mds(request.into()).await,
+                };
+                reply.map_err(remote_error::<R>(mdt.get()))?
+            }
         };
         R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })
     }

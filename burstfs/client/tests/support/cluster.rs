@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use burstfs_net::{
     ServerHandle, ServerLimits, Transport, XidSource, serve,
 };
 use burstfs_oss::{Options, Ost};
+use burstfs_proto::batch::{self, BatchReply, BatchRequest};
 use burstfs_proto::hello::Role;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
 use burstfs_proto::oss::{OssRequest, Remove};
@@ -32,6 +34,7 @@ pub(crate) const CAPACITY: u64 = 1 << 30;
 pub(crate) struct Cluster {
     clients: Vec<Arc<ClientFs>>,
     osts: Vec<Arc<Ost>>,
+    batches: Arc<AtomicUsize>,
     // Servers end before the runtime that runs them.
     _servers: Vec<ServerHandle>,
     runtime: Runtime,
@@ -45,7 +48,14 @@ impl Cluster {
         let directory = tempfile::tempdir().unwrap();
         let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
         let built = runtime.block_on(async { Builder::new(nodes, network, &directory).await });
-        Cluster { clients: built.clients, osts: built.osts, _servers: built.servers, runtime, directory }
+        Cluster {
+            clients: built.clients,
+            osts: built.osts,
+            batches: built.batches,
+            _servers: built.servers,
+            runtime,
+            directory,
+        }
     }
 
     /// The file system as a node sees it.
@@ -68,6 +78,11 @@ impl Cluster {
         self.directory.path()
     }
 
+    /// Messages with several requests that servers have had.
+    pub(crate) fn batches(&self) -> usize {
+        self.batches.load(Ordering::Relaxed)
+    }
+
     /// The OSTs, to look behind the client's back.
     pub(crate) fn osts(&self) -> &[Arc<Ost>] {
         &self.osts
@@ -78,11 +93,13 @@ impl Cluster {
 struct Builder {
     clients: Vec<Arc<ClientFs>>,
     osts: Vec<Arc<Ost>>,
+    batches: Arc<AtomicUsize>,
     servers: Vec<ServerHandle>,
 }
 
 impl Builder {
     async fn new(nodes: usize, network: Arc<dyn Transport>, directory: &TempDir) -> Builder {
+        let batches = Arc::<AtomicUsize>::default();
         let realm = Realm::new();
         let instance = InstanceId::new("test", 1, 0).unwrap();
         let (mut mdts, mut osts, mut servers, mut peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -94,7 +111,7 @@ impl Builder {
             let listener = network.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
             let limits = ServerLimits::default();
             let config = ServerConfig { instance: instance.clone(), uid: 0, auth: realm.member(0), limits };
-            let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: ost.clone() });
+            let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: ost.clone(), batches: batches.clone() });
             servers.push(serve(listener, config, handler));
             mdts.push(mdt);
             osts.push(ost);
@@ -125,7 +142,7 @@ impl Builder {
                 tokio::spawn(async move { mdt.run_resolver(MdtIndex::new(peer as u16)).await });
             }
         }
-        Builder { clients, osts, servers }
+        Builder { clients, osts, batches, servers }
     }
 }
 
@@ -179,6 +196,7 @@ impl ObjectRemover for Remover {
 struct NodeHandler {
     mds: Arc<Mdt>,
     oss: Arc<Ost>,
+    batches: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -191,6 +209,10 @@ impl Handler for NodeHandler {
         body: &[u8],
         bulk: &mut dyn Bulk,
     ) -> Result<Vec<u8>, Errno> {
+        if let Ok(BatchRequest::Batch(batch)) = BatchRequest::decode(opcode, body) {
+            self.batches.fetch_add(1, Ordering::Relaxed);
+            return Ok(BatchReply::Batch(batch::run(&*self.mds, caller, batch).await?).encode());
+        }
         if let Ok(request) = MdsRequest::decode(opcode, body) {
             return Ok(self.mds.call(caller, request).await?.encode());
         }
