@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!     <directory>/
-//!       3f/000000000000002a.0000     object of inode 0x2a, stripe 0; one of 256 sub-directories, made when needed
+//!       1f/000000000000002a.0000     object of inode 0x2a, stripe 0; one of 32 sub-directories, made when needed
 //!       appends                      appends that clients may send again, see `appends`
 //! ```
 //!

@@ -16,11 +16,11 @@ use rustix::fs::{
 use rustix::io::Errno as SysErrno;
 
 use crate::device::errno;
-use crate::name::{path_of, subdir_of};
+use crate::name::{SUBDIRS, path_of, subdir_of};
 use crate::space::{Reservation, Space};
 use crate::subdirs::Subdirs;
 
-const SHARDS: usize = 64;
+const SHARDS: usize = SUBDIRS;
 
 /// An object whose file is open.
 pub(crate) struct Object {
