@@ -162,9 +162,12 @@ impl MgsDriver {
 
     /// Starts the work of one direction; until then askers wait. What cannot be done, and all records, go to `sink`.
     pub(crate) fn seed(&self, direction: Direction, items: Vec<Item>, sink: Arc<dyn StageSink>) {
-        let lost = self.lock().lost();
+        let (lost, nodes) = {
+            let mgs = self.lock();
+            (mgs.lost(), mgs.status().hosts.len())
+        };
         let mut stages = self.lock_stages();
-        let mut queue = Queue::new(stages.first_id);
+        let mut queue = Queue::new(stages.first_id, nodes);
         lost.into_iter().for_each(|node| drop(queue.lose(node)));
         let undoable = queue.push(items);
         stages.queues.insert(direction, StageQueue { queue, is_seeded: true, sink: sink.clone() });

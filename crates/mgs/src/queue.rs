@@ -25,18 +25,20 @@ pub struct Queue {
     /// What was given in answer to which request (node, incarnation, xid), until the node acknowledges the answer.
     given: BTreeMap<(NodeIndex, u64, Xid), Vec<u64>>,
     lost: Vec<NodeIndex>,
+    nodes: usize,
 }
 
 impl Queue {
-    /// An empty queue whose items are numbered from `first_id` on. A restarted node 0 starts another queue with a higher
+    /// An empty queue for `nodes` nodes, whose items are numbered from `first_id` on. A restarted node 0 starts another queue with a higher
     /// one, so that what is handed in for an item of the old queue is told apart and ignored.
-    pub fn new(first_id: u64) -> Queue {
+    pub fn new(first_id: u64, nodes: usize) -> Queue {
         Queue {
             next_id: first_id,
             waiting: HashMap::new(),
             taken: BTreeMap::new(),
             given: BTreeMap::new(),
             lost: Vec::new(),
+            nodes,
         }
     }
 
@@ -52,22 +54,35 @@ impl Queue {
         undoable
     }
 
-    /// At most `max` items for a node: first those that have their place there. What an earlier incarnation of the node
+    /// At most `max` items for a node: first those that have their place there; of the others no more than its share, so
+    /// that the first to ask does not leave the others idle. What an earlier incarnation of the node
     /// took is waiting again.
     pub fn take(&mut self, node: NodeIndex, incarnation: u64, max: usize) -> Vec<(u64, Item)> {
         if self.lost.contains(&node) {
             return Vec::new();
         }
         self.put_back(|taken| taken.node == node && taken.incarnation < incarnation);
+        let share = self.share_of(node);
         let mut work = Vec::new();
         for place in [Some(node), None] {
             let Some(waiting) = self.waiting.get_mut(&place) else { continue };
-            let count = waiting.len().min(max - work.len());
+            let room = if place.is_none() { share } else { max };
+            let count = waiting.len().min(room).min(max - work.len());
             work.extend(waiting.drain(..count));
         }
         let taken = work.iter().map(|(id, item)| (*id, Taken { node, incarnation, item: item.clone() }));
         self.taken.extend(taken);
         work
+    }
+
+    /// How much more of the work that any node can do this one may have: an equal part of all that is not finished. One
+    /// that has none may always take some, so that none is left to a node that does not ask.
+    fn share_of(&self, node: NodeIndex) -> usize {
+        let nodes = self.nodes.saturating_sub(self.lost.len()).max(1);
+        let taken = self.taken.values().filter(|taken| taken.item.place.is_none());
+        let (all, own) = taken.fold((0, 0), |(all, own), taken| (all + 1, own + usize::from(taken.node == node)));
+        let waiting = self.waiting.get(&None).map_or(0, VecDeque::len);
+        (waiting + all).div_ceil(nodes).saturating_sub(own)
     }
 
     /// As [`Queue::take`], for a request that may be sent again: a resend gets what the first was given and has not
@@ -151,7 +166,7 @@ mod tests {
 
     #[test]
     fn places_are_kept() {
-        let mut queue = Queue::new(1);
+        let mut queue = Queue::new(1, 1);
         assert!(queue.push(vec![item(Some(1), 1), item(None, 2)]).is_empty());
         assert_eq!(queue.take(node(0), 1, 9), [(2, item(None, 2))]);
         assert!(!queue.has_work_for(node(0)));
@@ -162,8 +177,20 @@ mod tests {
     }
 
     #[test]
+    fn work_for_any_node_is_shared() {
+        let mut queue = Queue::new(1, 3);
+        queue.push((0..6).map(|body| item(None, body)).chain([item(Some(0), 6)]).collect());
+        let taken = queue.take(node(0), 1, 9);
+        assert_eq!(taken.len(), 1 + 2);
+        assert_eq!(queue.take(node(0), 1, 9), [], "the others have not had theirs");
+        assert_eq!(queue.take(node(1), 1, 9).len(), 2);
+        taken.iter().for_each(|(id, _)| assert!(queue.finish(*id)));
+        assert_eq!(queue.take(node(0), 1, 9).len(), 2, "who has finished his may have what nobody takes");
+    }
+
+    #[test]
     fn a_second_word_does_not_count() {
-        let mut queue = Queue::new(100);
+        let mut queue = Queue::new(100, 1);
         queue.push(vec![item(None, 1)]);
         queue.take(node(0), 1, 1);
         assert!(!queue.finish(7), "an item of another queue");
@@ -173,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_restarted_node_gets_its_work_again() {
-        let mut queue = Queue::new(1);
+        let mut queue = Queue::new(1, 1);
         queue.push(vec![item(Some(0), 1)]);
         let first = queue.take(node(0), 1, 9);
         assert_eq!(queue.take(node(0), 1, 9), []);
@@ -182,7 +209,7 @@ mod tests {
 
     #[test]
     fn work_of_a_lost_node_goes_elsewhere_or_comes_back() {
-        let mut queue = Queue::new(1);
+        let mut queue = Queue::new(1, 1);
         queue.push(vec![item(Some(1), 1), item(None, 2)]);
         queue.take(node(1), 1, 9);
         assert_eq!(queue.lose(node(1)), [item(Some(1), 1)]);
@@ -198,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_request_that_is_sent_again_gets_the_same_work() {
-        let mut queue = Queue::new(1);
+        let mut queue = Queue::new(1, 1);
         assert_eq!(queue.take_once(caller(0, 7, 7), 2), []);
         queue.push(vec![item(None, 1), item(None, 2), item(None, 3)]);
         let first = queue.take_once(caller(0, 7, 7), 2);
@@ -217,7 +244,7 @@ mod tests {
         /// done once.
         #[test]
         fn lost_answers_lose_no_work(count in 0_u8..20, is_lost in proptest::collection::vec(any::<bool>(), 0..60)) {
-            let mut queue = Queue::new(1);
+            let mut queue = Queue::new(1, 1);
             queue.push((0..count).map(|body| item(None, body)).collect());
             let mut is_lost = is_lost.into_iter();
             let (mut done, mut xids) = (HashSet::new(), [1_u64; 2]);
@@ -246,7 +273,7 @@ mod tests {
             places in proptest::collection::vec(proptest::option::of(0_u16..3), 1..20),
             steps in proptest::collection::vec((0_u16..3, 0_u8..4), 0..60),
         ) {
-            let mut queue = Queue::new(0);
+            let mut queue = Queue::new(0, 1);
             let mut done = HashSet::new();
             let mut held: Vec<(u16, u64, Item)> = Vec::new();
             let mut incarnations = [1_u64; 3];
