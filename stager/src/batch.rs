@@ -14,12 +14,13 @@ use burstfs_proto::stage::Direction;
 use burstfs_types::NodeIndex;
 
 /// Files of this size become items of their own.
-pub(crate) const ALONE_MIN_BYTES: u64 = 8 << 20;
+pub(crate) const ALONE_MIN_BYTES: u64 = 32 << 20;
 /// Files up to this size are held in memory as a whole.
-pub(crate) const SMALL_MAX_BYTES: u64 = 1 << 20;
-/// Entries whose calls to the instance overlap, in one batch.
-const IN_FLIGHT: usize = 16;
-/// Files that are open at the target and synced together.
+pub(crate) const SMALL_MAX_BYTES: u64 = 256 << 10;
+/// When a batch has copied so much, the rest of it becomes another item: somebody else may have nothing to do.
+const BATCH_MAX_BYTES: u64 = 64 << 20;
+/// Files that are open at the target and synced together. Their calls to the instance overlap, so that those to one other
+/// node go there in one message.
 const GROUP_MAX: usize = 64;
 
 /// What became of an entry in one round.
@@ -28,6 +29,8 @@ pub(crate) enum Fate {
     Done(EntryRecord),
     /// It needs an item of its own, so large or linked it is.
     Later { how: How, place: Option<NodeIndex>, bytes: u64 },
+    /// Not begun, since the batch has grown too large.
+    Rest,
     /// Not copied.
     Failed(EntryError),
 }
@@ -35,6 +38,15 @@ pub(crate) enum Fate {
 impl From<Result<Fate, EntryError>> for Fate {
     fn from(result: Result<Fate, EntryError>) -> Fate {
         result.unwrap_or_else(Fate::Failed)
+    }
+}
+
+impl Fate {
+    fn bytes_moved(&self) -> u64 {
+        match self {
+            Fate::Done(record) if record.state == EntryState::Copied => record.size,
+            Fate::Done(_) | Fate::Later { .. } | Fate::Rest | Fate::Failed(_) => 0,
+        }
     }
 }
 
@@ -47,6 +59,7 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
     let mut todo: Vec<(Entry, u32)> = std::mem::take(&mut copy.entries).into_iter().map(|entry| (entry, 0)).collect();
     let mut done = Done::default();
     let mut records = Vec::with_capacity(todo.len());
+    let mut rest = Vec::new();
     loop {
         let entries: Vec<Entry> = todo.iter().map(|(entry, _)| entry.clone()).collect();
         let fates = round(context, job, attempt, &copy, &entries).await;
@@ -54,6 +67,7 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
         for ((entry, tries), fate) in todo.into_iter().zip(fates) {
             match fate {
                 Some(Fate::Done(record)) => records.push(finished(context, &entry, record)),
+                Some(Fate::Rest) => rest.push(entry),
                 Some(Fate::Later { how, place, bytes }) => {
                     let later = own_item(context, &copy, entry, how, bytes);
                     done.push_item(place, &Work { job: number, attempt, step: Step::Copy(later) });
@@ -74,6 +88,10 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
     }
     if is_drain {
         journal(context, &copy, &records);
+    }
+    if !rest.is_empty() {
+        let copy = Copy { entries: rest, ..copy.clone() };
+        done.push_item(place_of_rest(context), &Work { job: number, attempt, step: Step::Copy(copy) });
     }
     done.records.push(list::entries_record(context, number, &copy.dir, records));
     done
@@ -107,14 +125,24 @@ async fn rounds(
 ) -> Vec<Option<Fate>> {
     let group_len = if copy.how == How::Linked { 1 } else { GROUP_MAX };
     let mut fates = Vec::with_capacity(entries.len());
+    let mut bytes = 0;
     for group in entries.chunks(group_len) {
         if context.cancel.is_cancelled() {
             fates.extend(group.iter().map(|_| None));
+        } else if bytes >= BATCH_MAX_BYTES {
+            fates.extend(group.iter().map(|_| Some(Fate::Rest)));
         } else {
-            fates.extend(group_fates(group).await.into_iter().map(Some));
+            let group_fates = group_fates(group).await;
+            bytes += group_fates.iter().map(Fate::bytes_moved).sum::<u64>();
+            fates.extend(group_fates.into_iter().map(Some));
         }
     }
     fates
+}
+
+/// The rest of a drain's batch is data of this node; what comes in can go to any.
+fn place_of_rest(context: &Context) -> Option<NodeIndex> {
+    (context.direction == Direction::Out).then_some(context.config.node)
 }
 
 /// Runs `one` over all entries, some at a time; results in order.
@@ -122,7 +150,7 @@ pub(crate) async fn overlap<'a, T, F: Future<Output = T>>(
     entries: &'a [Entry],
     one: impl FnMut(&'a Entry) -> F,
 ) -> Vec<T> {
-    stream::iter(entries).map(one).buffered(IN_FLIGHT).collect().await
+    stream::iter(entries).map(one).buffered(GROUP_MAX).collect().await
 }
 
 fn all_failed(entries: &[Entry], error: &EntryError) -> Vec<Option<Fate>> {

@@ -6,11 +6,14 @@
 //! node's next life, removes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use burstfs_types::{Errno, Ino};
+use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::batch::{ALONE_MIN_BYTES, Fate, SMALL_MAX_BYTES, overlap};
+use crate::buffer::Buffer;
 use crate::engine::Context;
 use crate::error::{EntryError, OsError};
 use crate::identity::Wanted;
@@ -25,6 +28,8 @@ use crate::tree::{Kind, Meta, Opened};
 /// Hexadecimal digits behind `.burstfs-<job>-`: attempt, node, number.
 const SUFFIX_DIGITS: usize = 8 + 4 + 8;
 const NAME_MAX: usize = 255;
+/// Threads that wait for files to be durable, for one group.
+const SYNCS_MAX: usize = 16;
 
 /// A temporary name, removed unless it was renamed.
 struct Temporary<'a> {
@@ -54,7 +59,7 @@ impl Drop for Temporary<'_> {
 
 /// A file that is written but has not its name yet.
 struct Pending<'a> {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// `None`: written in place.
     temporary: Option<Temporary<'a>>,
     target: Vec<u8>,
@@ -98,7 +103,7 @@ impl<'a> Drain<'a> {
             return vec![self.linked(entry).await.into()];
         }
         let prepared = overlap(entries, |entry| self.prepare(entry)).await;
-        self.commit(prepared)
+        self.commit(prepared).await
     }
 
     async fn prepare(&self, entry: &Entry) -> Prepared<'_> {
@@ -187,10 +192,10 @@ impl<'a> Drain<'a> {
         if !self.getattr(ino).await?.is_same_version(&before) {
             return Err(EntryError::Changed);
         }
-        pfs::start_writeback(fd.as_fd());
+        pfs::start_writeback(fd.as_fd(), before.size);
         let record = record(entry, &before, checksum, EntryState::Copied, not_kept);
         let target = entry.target_name().to_vec();
-        Ok(Prepared::Pending(Box::new(Pending { fd, temporary, target, meta: before, record })))
+        Ok(Prepared::Pending(Box::new(Pending { fd: Arc::new(fd), temporary, target, meta: before, record })))
     }
 
     fn create(&self, entry: &Entry) -> Result<(OwnedFd, Option<Temporary<'_>>), EntryError> {
@@ -223,7 +228,7 @@ impl<'a> Drain<'a> {
         if meta.size > SMALL_MAX_BYTES || skips_holes {
             return stream::copy_out(self.context, opened.handle, meta.size, skips_holes, target, is_hashed).await;
         }
-        let mut data = vec![0; meta.size as usize];
+        let mut data = Buffer::new(meta.size as usize);
         if !data.is_empty() {
             let failed = |errno: Errno| EntryError::Source { what: "read", errno: errno.into() };
             let got = self.context.tree.read_at(opened.handle, 0, &mut data).await.map_err(failed)?;
@@ -307,7 +312,7 @@ impl<'a> Drain<'a> {
             return Ok(fate);
         }
         let prepared = vec![self.prepare(entry).await];
-        let fate = self.commit(prepared).pop().ok_or(EntryError::Changed)?;
+        let fate = self.commit(prepared).await.pop().ok_or(EntryError::Changed)?;
         let Fate::Done(mut record) = fate else { return Ok(fate) };
         if made.is_some() {
             record.not_kept.hardlinks = true;
@@ -349,20 +354,21 @@ impl<'a> Drain<'a> {
         Ok(Some(Fate::Done(record)))
     }
 
-    fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
-        let sync = |prepared| match prepared {
-            Prepared::Pending(pending) => match pfs::sync(pending.fd.as_fd()) {
-                Ok(()) => Prepared::Pending(pending),
-                Err(errno) => Prepared::Fate(Fate::Failed(EntryError::target("sync")(errno))),
-            },
-            fate => fate,
-        };
-        let synced: Vec<Prepared<'_>> = prepared.into_iter().map(sync).collect();
+    async fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
+        let files = prepared.iter().filter_map(|prepared| match prepared {
+            Prepared::Pending(pending) => Some(pending.fd.clone()),
+            Prepared::Fate(_) => None,
+        });
+        let mut synced = sync_all(&self.context.runtime, files.collect()).await.into_iter();
         let publish = |prepared| match prepared {
             Prepared::Fate(fate) => fate,
-            Prepared::Pending(pending) => self.publish(*pending).map(Fate::Done).into(),
+            Prepared::Pending(pending) => match synced.next() {
+                Some(Ok(())) => self.publish(*pending).map(Fate::Done).into(),
+                Some(Err(errno)) => Fate::Failed(EntryError::target("sync")(errno)),
+                None => Fate::Failed(EntryError::target("sync")(Errno::EIO.into())),
+            },
         };
-        synced.into_iter().map(publish).collect()
+        prepared.into_iter().map(publish).collect()
     }
 
     /// Checks a file that was synced, and gives it its name.
@@ -390,11 +396,31 @@ impl<'a> Drain<'a> {
             }
         }
         let Some(expected) = pending.record.checksum else { return Ok(()) };
-        // The pages are clean now and dropped, so that the file system is asked and not the cache.
-        pfs::start_writeback(fd);
         let found = stream::checksum_out(fd, pending.meta.size).map_err(&failed)?.unwrap_or_default();
         if found == expected { Ok(()) } else { Err(EntryError::Checksum { found, expected }) }
     }
+}
+
+/// Makes files durable, each with its own result; several at a time. A file system's server or journal takes about as long
+/// for many that ask together as for one.
+async fn sync_all(runtime: &Handle, files: Vec<Arc<OwnedFd>>) -> Vec<Result<(), OsError>> {
+    if let [file] = files.as_slice() {
+        return vec![pfs::sync(file.as_fd())];
+    }
+    let share = files.len().div_ceil(SYNCS_MAX).max(1);
+    let tasks: Vec<_> = files
+        .chunks(share)
+        .map(|files| {
+            let files = files.to_vec();
+            (files.len(), runtime.spawn_blocking(move || files.iter().map(|file| pfs::sync(file.as_fd())).collect()))
+        })
+        .collect();
+    let mut results = Vec::with_capacity(files.len());
+    for (count, task) in tasks {
+        let lost = |_| vec![Err(Errno::EIO.into()); count];
+        results.append(&mut task.await.unwrap_or_else(lost));
+    }
+    results
 }
 
 fn cannot_link(errno: i32) -> bool {

@@ -9,6 +9,7 @@ use burstfs_types::{Errno, Ino, Name, NodeIndex};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::batch::{ALONE_MIN_BYTES, Fate, SMALL_MAX_BYTES, overlap};
+use crate::buffer::Buffer;
 use crate::drain::{Xattrs, is_acl, is_wanted_xattr, record};
 use crate::engine::Context;
 use crate::error::EntryError;
@@ -155,7 +156,7 @@ impl<'a> Fill<'a> {
         if meta.size > SMALL_MAX_BYTES || skips_holes {
             return stream::copy_in(self.context, fd, meta.size, skips_holes, handle, is_hashed).await;
         }
-        let mut data = vec![0; meta.size as usize];
+        let mut data = Buffer::new(meta.size as usize);
         if !data.is_empty() {
             let got = pfs::read_at(fd, 0, &mut data).map_err(EntryError::source("read"))?;
             if got < data.len() {
@@ -178,7 +179,7 @@ impl<'a> Fill<'a> {
             stream::checksum_in(self.context, opened.handle, source.size).await?.unwrap_or_default()
         } else {
             // One byte more, so that a longer file is noticed.
-            let mut data = vec![0; source.size as usize + 1];
+            let mut data = Buffer::new(source.size as usize + 1);
             let got = self.context.tree.read_at(opened.handle, 0, &mut data).await.map_err(target("read back"))?;
             xxh3_128(&data[..got])
         };

@@ -28,11 +28,12 @@
 //!
 //! Concurrency: an item runs on one blocking thread, where PFS system calls are made directly; futures of the instance's
 //! side are polled there too, so that calls that need no other node cost no task switch. Memory is bounded by
-//! workers x (files in flight x 1 MiB).
+//! workers x files in flight x 256 KiB.
 //!
 //! Failure: an entry's error is recorded and never stops others; see `error` for what is tried again.
 
 mod batch;
+mod buffer;
 mod drain;
 mod engine;
 mod error;

@@ -24,8 +24,8 @@ use crate::job::StageJob;
 use crate::pfs;
 use crate::tree::{Kind, Meta, Page, PageEntry};
 
-/// Names of one batch.
-const BATCH_MAX: usize = 256;
+/// Names of one batch: few, so that a directory of some hundred files is work for all nodes.
+const BATCH_MAX: usize = 128;
 /// A page ends when its items have about so many bytes.
 const PAGE_MAX_BYTES: usize = 256 << 10;
 /// Entries of one call to the instance.
@@ -87,7 +87,6 @@ struct PageWork<'a> {
     attempt: u32,
     dir: &'a Dir,
     is_new: bool,
-    is_first_page: bool,
     bytes: usize,
     batches: HashMap<Option<NodeIndex>, Vec<Entry>>,
     refused: Vec<EntryRecord>,
@@ -106,7 +105,6 @@ impl<'a> PageWork<'a> {
             attempt,
             dir,
             is_new: false,
-            is_first_page: false,
             bytes: 0,
             batches: HashMap::new(),
             refused: Vec::new(),
@@ -312,8 +310,7 @@ impl<'a> PageWork<'a> {
             }
             (From::Stream { .. }, false) => false,
         };
-        self.is_first_page = matches!(from, From::Beginning { .. });
-        if self.is_first_page {
+        if matches!(from, From::Beginning { .. }) {
             self.begin_in(&source).await?;
         }
         let mut listing = match waiting {
@@ -385,17 +382,9 @@ impl<'a> PageWork<'a> {
         if kind == EntryKind::Directory {
             dirs.push(name);
         } else {
-            let place = self.place_in();
-            self.push(place, Entry { name, target: None, ino: None, kind, counted: None });
+            self.push(None, Entry { name, target: None, ino: None, kind, counted: None });
         }
         Ok(())
-    }
-
-    /// Where an entry is copied in. The first of a directory go to the node that holds the directory, where making a file
-    /// needs no other node; the more there are, the more it matters that all nodes share them, and their bytes.
-    fn place_in(&self) -> Option<NodeIndex> {
-        let is_first = self.is_first_page && self.entries < BATCH_MAX as u64;
-        is_first.then(|| self.context.tree.place(self.dir.ino, None)).flatten()
     }
 
     async fn make_dirs_in(&mut self, names: Vec<Vec<u8>>) {

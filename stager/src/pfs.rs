@@ -18,6 +18,8 @@ type Result<T> = std::result::Result<T, OsError>;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Linux's largest symbolic link target.
 const XATTR_LIST_MAX: usize = 65_536;
+/// What the sync of a smaller file writes by itself quickly enough.
+const WRITEBACK_MIN_BYTES: u64 = 1 << 20;
 
 /// Opens a directory by the path that a user named: links are followed.
 pub(crate) fn open_root(path: &[u8]) -> Result<OwnedFd> {
@@ -127,10 +129,12 @@ pub(crate) fn sync(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(fs::fsync(fd)?)
 }
 
-/// Starts writing back, without waiting; pages that are clean are dropped from the cache.
-pub(crate) fn start_writeback(fd: BorrowedFd<'_>) {
-    // Advice: that it is not taken harms nobody.
-    let _ = fs::fadvise(fd, 0, None, Advice::DontNeed);
+/// Starts writing back what is large enough to be worth it, without waiting.
+pub(crate) fn start_writeback(fd: BorrowedFd<'_>, size: u64) {
+    if size >= WRITEBACK_MIN_BYTES {
+        // Advice: that it is not taken harms nobody.
+        let _ = fs::fadvise(fd, 0, None, Advice::DontNeed);
+    }
 }
 
 /// Tells the kernel to read ahead far.

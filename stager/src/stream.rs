@@ -10,14 +10,13 @@ use std::os::fd::BorrowedFd;
 use burstfs_types::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::buffer::{BUFFER_BYTES, Buffer};
 use crate::engine::Context;
 use crate::error::{EntryError, OsError};
 use crate::pfs;
 use crate::progress::Progress;
 use crate::tree::{Extent, TreeHandle};
 
-/// Stays in the second-level cache of one core, and is large enough that a system call does not count.
-const BUFFER_BYTES: usize = 256 << 10;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Bytes that were shown as done; taken back when the copy fails.
@@ -87,7 +86,7 @@ async fn read_tree(
     mut each: impl FnMut(u64, &[u8]) -> Result<(), EntryError>,
 ) -> Result<(), EntryError> {
     let failed = |errno: Errno| EntryError::Source { what: "read", errno: errno.into() };
-    let mut buffer = vec![0; buffer_len(size)];
+    let mut buffer = Buffer::new(buffer_len(size));
     let mut offset = 0;
     while offset < size {
         let extent = match skips_holes {
@@ -164,7 +163,7 @@ pub(crate) fn checksum_out(target: BorrowedFd<'_>, size: u64) -> Result<Option<u
 
 /// Hands the data of a PFS file to `each`, in order; where the file ends early, what there is.
 fn read_pfs(file: BorrowedFd<'_>, size: u64, mut each: impl FnMut(u64, &[u8])) -> Result<(), OsError> {
-    let mut buffer = vec![0; buffer_len(size)];
+    let mut buffer = Buffer::new(buffer_len(size));
     let mut offset = 0;
     while offset < size {
         let Some(extent) = pfs::next_data(file, offset, size)? else { return Ok(()) };
@@ -196,7 +195,7 @@ pub(crate) async fn copy_in(
     let write = |errno: Errno| EntryError::Target { what: "write", errno: errno.into() };
     let mut shown = Shown { progress: &context.progress, bytes: 0 };
     let mut digest = Digest::new(is_hashed);
-    let mut buffer = vec![0; buffer_len(size)];
+    let mut buffer = Buffer::new(buffer_len(size));
     let (mut offset, mut written_to) = (0, 0);
     pfs::read_sequentially(source);
     while offset < size {
