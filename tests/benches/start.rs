@@ -3,6 +3,8 @@
 //! With and without are run in turn, so that the machine's mood falls on both; a figure is the median over the runs.
 
 use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use burstfs_tests::bench::{Aim, Row, differences, median, report};
@@ -15,6 +17,8 @@ const DIR: &str = "/pfs/alice/bench";
 /// Bytes of the tree that is staged: large files, and many small ones.
 const LARGE: (usize, usize) = (24, 8 << 20);
 const SMALL: (usize, usize) = (1000, 16 << 10);
+/// What the copies of all runs fill, and some more.
+const TOUCHED_BYTES: usize = 12 << 30;
 
 /// One job, timed from outside: all in ms.
 struct Times {
@@ -119,12 +123,8 @@ fn prepare(cluster: &Cluster) -> Result<()> {
 
 /// Runs the job with `options` on `nodes` nodes.
 fn run(cluster: &Cluster, nodes: usize, options: &[&str]) -> Result<Times> {
-    run_script(cluster, nodes, options, &["job.sh"])
-}
-
-fn run_script(cluster: &Cluster, nodes: usize, options: &[&str], script: &[&str]) -> Result<Times> {
     let mut args = vec!["bash".to_owned(), "run.sh".to_owned(), format!("-N{nodes}")];
-    args.extend(options.iter().chain(script).map(|word| (*word).to_owned()));
+    args.extend(options.iter().chain(&["job.sh"]).map(|word| (*word).to_owned()));
     let output = cluster.login(USER, DIR, "", &args)?;
     let said = String::from_utf8_lossy(&output.stdout);
     let times: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
@@ -155,38 +155,134 @@ fn start_and_end(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-/// Staging is what a job with it takes longer than one without, all of it: walking, copying, verifying, waiting for all nodes.
+/// Staging is what a job with it takes longer than one without, all of it: walking, copying, verifying, syncing, waiting for
+/// all nodes. Not in it is what only Slurm does: a job's start counts from its allocation, and its end until nothing of the
+/// instance is left on any node. All copies of a run are of the same tree between the same disks, one after the other, to
+/// names that are new (ext4 takes its time for names in the place of those just removed).
 fn staging(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
-    let capacity = "--burstfs=per_node=400MiB".to_owned();
-    let input = format!("--burstfs=stage_in source={DIR}/in/ destination=/in");
-    let output = format!("--burstfs=stage_out source=/out/ destination={DIR}/out");
-    let (mut in_ms, mut out_ms, mut cp_in_ms, mut cp_out_ms) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        cluster.sh("ctl", &format!("rm -rf {DIR}/out"))?;
-        let plain = run(cluster, 4, &[&capacity])?;
-        let staged = run_script(cluster, 4, &[&capacity, &input, &output], &["job.sh", "copy"])?;
-        in_ms.push(staged.start - plain.start);
-        out_ms.push(staged.end - plain.end);
-        cp_in_ms.push(copy(cluster, &format!("{DIR}/in"), "/local/bench")?);
-        cluster.sh("ctl", &format!("rm -rf {DIR}/copy"))?;
-        cp_out_ms.push(copy(cluster, "/local/bench", &format!("{DIR}/copy"))?);
-        cluster.sh("node1", "rm -rf /local/bench")?;
+    touch_memory()?;
+    let mut runs = Vec::new();
+    for run in 0..RUNS {
+        runs.push(staging_run(cluster, run)?);
     }
+    cluster.sh("ctl", &format!("rm -rf {DIR}/out-* {DIR}/copy-*"))?;
+    cluster.sh("node1", "rm -rf /local/bench-*")?;
     let mib = (LARGE.0 * LARGE.1 + SMALL.0 * SMALL.1) as f64 / f64::from(1 << 20);
-    for (what, ms, cp_ms) in [("stage-in", in_ms, cp_in_ms), ("drain", out_ms, cp_out_ms)] {
-        let rate = |samples: &[f64]| samples.iter().map(|ms| mib / (ms.max(1.0) / 1000.0)).collect::<Vec<_>>();
-        let against = format!("cp -a {:.0} MiB/s; {mib:.0} MiB, {} files", median_of(&rate(&cp_ms)), LARGE.0 + SMALL.0);
+    let tree = format!("{mib:.0} MiB, {} files", LARGE.0 + SMALL.0);
+    let column = |pick: fn(&StagingRun) -> f64| runs.iter().map(pick).collect::<Vec<_>>();
+    let rate = |ms: &[f64]| ms.iter().map(|ms| mib / (ms.max(1.0) / 1000.0)).collect::<Vec<_>>();
+    let (copy_in, copy_out) = (column(|run| run.copy_in_ms), column(|run| run.copy_out_ms));
+    let synced = column(|run| run.copy_out_ms + run.copy_sync_ms);
+    for (what, ms, cp_ms) in
+        [("stage-in", column(|run| run.in_ms), copy_in), ("drain", column(|run| run.out_ms), copy_out)]
+    {
+        let against = format!("cp -a {:.0} MiB/s; {tree}", median_of(&rate(&cp_ms)));
         rows.push(figure(format!("{what}, 4 nodes"), "MiB/s", rate(&ms), against.clone()));
-        let ratios = ms.iter().zip(&cp_ms).map(|(ms, cp_ms)| cp_ms / ms.max(1.0)).collect();
-        rows.push(figure(format!("{what}, 4 nodes, of cp -a"), "x", ratios, against));
+        rows.push(figure(format!("{what}, 4 nodes, of cp -a"), "x", ratios(&cp_ms, &ms), against));
+        if what == "drain" {
+            let against = format!("cp -a; sync -f: {:.0} MiB/s; {tree}", median_of(&rate(&synced)));
+            rows.push(figure("drain, 4 nodes, of cp -a made durable", "x", ratios(&synced, &ms), against));
+        }
     }
     Ok(())
 }
 
-/// `cp -a` on node1, in ms.
-fn copy(cluster: &Cluster, from: &str, to: &str) -> Result<f64> {
-    let said =
-        cluster.sh("node1", &format!("t0=$(date +%s%N); cp -a {from} {to} || exit 1; echo $(($(date +%s%N) - t0))"))?;
+struct StagingRun {
+    in_ms: f64,
+    out_ms: f64,
+    copy_in_ms: f64,
+    copy_out_ms: f64,
+    /// Until the copy out is as durable as what was drained.
+    copy_sync_ms: f64,
+}
+
+fn staging_run(cluster: &Cluster, run: usize) -> Result<StagingRun> {
+    let capacity = "--burstfs=per_node=600MiB".to_owned();
+    let input = format!("--burstfs=stage_in source={DIR}/in/ destination=/in");
+    let output = format!("--burstfs=stage_out source=/out/ destination={DIR}/out-{run}");
+    let plain = run_staging(cluster, &[&capacity], &["job.sh"])?;
+    let staged = run_staging(cluster, &[&capacity, &input, &output], &["job.sh", "copy"])?;
+    let local = format!("/local/bench-{run}");
+    let copied = format!("{DIR}/copy-{run}");
+    sync(cluster)?;
+    let copy_in_ms = timed(cluster, &format!("cp -a {DIR}/in {local}"))?;
+    let copy_out_ms = timed(cluster, &format!("cp -a {local} {copied}"))?;
+    let copy_sync_ms = timed(cluster, &format!("sync -f {copied}"))?;
+    Ok(StagingRun {
+        in_ms: staged.start - plain.start,
+        out_ms: staged.end - plain.end,
+        copy_in_ms,
+        copy_out_ms,
+        copy_sync_ms,
+    })
+}
+
+/// Runs the job on all nodes, from allocation to the first line, and from the last until the instance is gone.
+fn run_staging(cluster: &Cluster, options: &[&str], script: &[&str]) -> Result<Times> {
+    sync(cluster)?;
+    let mut args = vec!["sbatch", "--parsable", "-o", "/dev/null", "-N4"];
+    args.extend(options.iter().chain(script));
+    let submitted = cluster.login(USER, DIR, "", &args)?;
+    let said = String::from_utf8_lossy(&submitted.stdout);
+    let job = said.trim().to_owned();
+    ensure!(submitted.status.success(), "sbatch: {said}{}", String::from_utf8_lossy(&submitted.stderr));
+    let last = cluster.shared(DIR).join("last");
+    let read = |name: &str| -> Result<f64> {
+        Ok(fs::read_to_string(cluster.shared(DIR).join(name))?.trim().parse::<f64>()? / 1e6)
+    };
+    burstfs_tests::wait_until("the job's last line", burstfs_tests::SOON, || {
+        Ok(fs::read_to_string(&last).is_ok_and(|time| time.ends_with('\n')))
+    })?;
+    let runs: Vec<PathBuf> =
+        NODES.into_iter().map(|node| cluster.on_node(node, "/run/burstfs")).collect::<Result<_>>()?;
+    let is_empty = |dir: &PathBuf| fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    // A look at four directories costs next to nothing, so that nothing is taken from what is measured.
+    while !runs.iter().all(is_empty) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let gone = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64() * 1000.0;
+    let times = Times { start: read("first")? - allocated_ms(cluster, &job)?, end: gone - read("last")? };
+    fs::remove_file(&last)?;
+    fs::remove_file(cluster.shared(DIR).join("first"))?;
+    burstfs_tests::wait_until("an empty queue", burstfs_tests::SOON, || {
+        Ok(cluster.sh("ctl", "squeue -h")?.is_empty())
+    })?;
+    Ok(times)
+}
+
+/// When slurmctld gave the job its nodes, ms since the epoch.
+fn allocated_ms(cluster: &Cluster, job: &str) -> Result<f64> {
+    let script = format!(
+        "line=$(grep -E '(Started|Allocate) JobId={job} ' /var/log/slurm/slurmctld.log) || exit 1\n\
+         date -d \"$(echo \"$line\" | sed 's/^\\[\\([^]]*\\)\\].*/\\1/')\" +%s%N"
+    );
+    Ok(cluster.sh("ctl", &script)?.trim().parse::<f64>()? / 1e6)
+}
+
+/// What was written before is not written while the next step is timed.
+fn sync(cluster: &Cluster) -> Result<()> {
+    cluster.sh("ctl", "sync").map(drop)
+}
+
+fn ratios(of: &[f64], by: &[f64]) -> Vec<f64> {
+    of.iter().zip(by).map(|(of, by)| of / by.max(1.0)).collect()
+}
+
+/// In a virtual machine the host gives memory that was never used page by page, at several times the price of a copy, to
+/// whoever is the first to need it. So it is all used once before anything is timed.
+fn touch_memory() -> Result<()> {
+    let info = fs::read_to_string("/proc/meminfo")?;
+    let free = info.lines().find_map(|line| line.strip_prefix("MemFree:")).context("MemFree")?;
+    let free_kib: usize = free.trim().trim_end_matches(" kB").parse()?;
+    let mut pages = vec![0_u8; (free_kib << 10).min(TOUCHED_BYTES) / 2];
+    pages.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    std::hint::black_box(&pages);
+    Ok(())
+}
+
+/// How long a command takes on node1, in ms.
+fn timed(cluster: &Cluster, command: &str) -> Result<f64> {
+    let said = cluster.sh("node1", &format!("t0=$(date +%s%N); {command} || exit 1; echo $(($(date +%s%N) - t0))"))?;
     Ok(said.trim().parse::<f64>()? / 1e6)
 }
 
