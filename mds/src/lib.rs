@@ -28,6 +28,7 @@ mod namespace;
 mod ops;
 mod peers;
 mod record;
+mod root;
 mod store;
 mod txn;
 

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use burstfs_proto::Class;
 use burstfs_proto::mds::{MdsReply, MdsRequest, MdtStatfs};
 use burstfs_proto::service::{Caller, MetadataService};
-use burstfs_types::{ClientId, Errno, Ino, MdtIndex, Name, Timestamp};
+use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, Name, Timestamp};
 
 use crate::clients::{Begin, Client, Clients, Running};
 use crate::clock::Clock;
@@ -34,7 +34,8 @@ use crate::locks::{Locked, Locks, Needs, Stripe};
 use crate::namespace::{Effects, Namespace, OpError, OpenFiles};
 use crate::ops::{self, Plan};
 use crate::peers::Peers;
-use crate::record::{Dentry, Inode, decode, encode, key};
+use crate::record::{Dentry, decode, key};
+use crate::root::make_root;
 use crate::store::{Engine, Overlay, StoreError, Transaction, for_each};
 use crate::txn::Txns;
 
@@ -51,6 +52,10 @@ pub struct MdtConfig {
     pub root_gid: u32,
     /// Its permission bits.
     pub root_mode: u16,
+    /// The layout that the job asks for.
+    pub layout: LayoutPolicy,
+    /// Whether an MDT 0 that is made anew has the [ready-made directories](burstfs_types::ReadyMade).
+    pub has_ready_made: bool,
 }
 
 /// One metadata target.
@@ -90,7 +95,7 @@ impl Mdt {
         peers: Arc<dyn Peers>,
         clock: Arc<dyn Clock>,
     ) -> Result<Mdt, StoreError> {
-        make_root(&config, &*engine, &*clock)?;
+        make_root(&config, &*engine, clock.now())?;
         let mut inodes = 0;
         for_each(&*engine, &[key::INODE], |_, _| {
             inodes += 1;
@@ -170,7 +175,7 @@ impl Mdt {
     }
 
     fn namespace<'t>(&self, tx: &'t mut dyn Transaction, opens: &'t dyn OpenFiles) -> Namespace<'t> {
-        Namespace::new(tx, opens, (self.config.mdt, self.config.mdts), self.clock.now())
+        Namespace::new(tx, opens, &self.config, self.clock.now())
     }
 
     /// What time it is.
@@ -352,16 +357,6 @@ impl OpenFiles for NotAsked {
     fn is_unknown(&self, _ino: Ino) -> bool {
         true
     }
-}
-
-fn make_root(config: &MdtConfig, engine: &dyn Engine, clock: &dyn Clock) -> Result<(), StoreError> {
-    let key = key::inode(Ino::ROOT);
-    if config.mdt != Ino::ROOT.mdt() || engine.get(&key)?.is_some() {
-        return Ok(());
-    }
-    let body = Inode::directory(Ino::ROOT);
-    let root = Inode::new(config.root_mode, config.root_uid, config.root_gid, body, clock.now());
-    engine.commit(vec![(key, Some(encode(&root)))])
 }
 
 /// The inodes that the plan's entries name.

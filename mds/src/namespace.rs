@@ -7,9 +7,11 @@
 //!
 //! Failure: an [`OpError`]; the transaction must then be dropped, it may hold half of an operation.
 
-use burstfs_types::{Errno, FileKind, Ino, Layout, MdtIndex, Name, Timestamp};
+use burstfs_proto::mds::WantedLayout;
+use burstfs_types::{Errno, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, Timestamp};
 
-use crate::record::{Body, CookieEntry, Dentry, Inode, decode, encode, key};
+use crate::mdt::MdtConfig;
+use crate::record::{Body, CookieEntry, Dentry, Inode, RegularFile, decode, encode, key};
 use crate::store::{StoreError, Transaction};
 
 /// Why an operation did not finish.
@@ -65,12 +67,13 @@ pub(crate) struct Directory {
     pub(crate) parent: Ino,
     pub(crate) next_cookie: u64,
     pub(crate) entries: u64,
+    pub(crate) layout: WantedLayout,
 }
 
 impl Directory {
     fn new(ino: Ino, inode: Inode) -> Result<Directory, Errno> {
-        let Body::Directory { parent, next_cookie, entries } = inode.body else { return Err(Errno::ENOTDIR) };
-        Ok(Directory { ino, inode, parent, next_cookie, entries })
+        let Body::Directory { parent, next_cookie, entries, layout } = inode.body else { return Err(Errno::ENOTDIR) };
+        Ok(Directory { ino, inode, parent, next_cookie, entries, layout })
     }
 
     /// The group of what is made in it.
@@ -91,6 +94,8 @@ pub(crate) struct Namespace<'t> {
     pub(crate) mdt: MdtIndex,
     /// How many MDTs there are.
     pub(crate) mdts: u16,
+    /// The layout that the job asks for.
+    pub(crate) job_layout: LayoutPolicy,
     /// The time of the operation.
     pub(crate) now: Timestamp,
     /// The number for an inode that the operation may make.
@@ -104,10 +109,25 @@ impl<'t> Namespace<'t> {
     pub(crate) fn new(
         tx: &'t mut dyn Transaction,
         opens: &'t dyn OpenFiles,
-        (mdt, mdts): (MdtIndex, u16),
+        config: &MdtConfig,
         now: Timestamp,
     ) -> Namespace<'t> {
-        Namespace { tx, opens, mdt, mdts, now, fresh: None, caller_opens: 0, effects: Effects::default() }
+        Namespace {
+            tx,
+            opens,
+            mdt: config.mdt,
+            mdts: config.mdts,
+            job_layout: config.layout,
+            now,
+            fresh: None,
+            caller_opens: 0,
+            effects: Effects::default(),
+        }
+    }
+
+    /// How many OSTs there are: node n serves MDT n and OST n.
+    pub(crate) fn osts(&self) -> u16 {
+        self.mdts
     }
 
     /// The inode `ino`; `None` when it is not there.
@@ -147,6 +167,7 @@ impl<'t> Namespace<'t> {
             parent: directory.parent,
             next_cookie: directory.next_cookie,
             entries: directory.entries,
+            layout: directory.layout,
         };
         self.put_inode(directory.ino, &directory.inode);
     }
@@ -249,7 +270,7 @@ impl<'t> Namespace<'t> {
                 self.remove_xattr(ino, &name);
             }
         }
-        if let Body::Regular { layout } = inode.body {
+        if let Body::Regular(RegularFile { layout: Some(layout), .. }) = inode.body {
             self.put_destroy(ino, &layout);
         }
         Ok(())

@@ -18,7 +18,7 @@
 //!
 //! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
 
-use burstfs_proto::mds::TxId;
+use burstfs_proto::mds::{TxId, WantedLayout};
 use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -48,13 +48,31 @@ pub(crate) struct Inode {
 /// What differs between kinds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Body {
-    Regular { layout: Layout },
-    Directory { parent: Ino, next_cookie: u64, entries: u64 },
-    Symlink { target: Vec<u8> },
+    Regular(RegularFile),
+    /// `layout` is what is made in it wants.
+    Directory {
+        parent: Ino,
+        next_cookie: u64,
+        entries: u64,
+        layout: WantedLayout,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
     Fifo,
     Socket,
     Character(DeviceNumber),
     Block(DeviceNumber),
+}
+
+/// What is known of a regular file's bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct RegularFile {
+    pub(crate) wanted: WantedLayout,
+    /// Where its bytes live; never changes once it is `Some`.
+    pub(crate) layout: Option<Layout>,
+    /// Appends that were given a place end here; 0 for a file with one stripe.
+    pub(crate) appends_end: u64,
 }
 
 impl Inode {
@@ -65,13 +83,13 @@ impl Inode {
         Inode { mode, nlink, uid, gid, atime: now, mtime: now, ctime: now, xattrs: 0, body }
     }
 
-    pub(crate) fn directory(parent: Ino) -> Body {
-        Body::Directory { parent, next_cookie: FIRST_COOKIE, entries: 0 }
+    pub(crate) fn directory(parent: Ino, layout: WantedLayout) -> Body {
+        Body::Directory { parent, next_cookie: FIRST_COOKIE, entries: 0, layout }
     }
 
     pub(crate) fn kind(&self) -> FileKind {
         match &self.body {
-            Body::Regular { .. } => FileKind::Regular,
+            Body::Regular(_) => FileKind::Regular,
             Body::Directory { .. } => FileKind::Directory,
             Body::Symlink { .. } => FileKind::Symlink,
             Body::Fifo => FileKind::Fifo,
@@ -83,7 +101,7 @@ impl Inode {
 
     pub(crate) fn attr(&self, ino: Ino) -> Attr {
         let (size, layout) = match &self.body {
-            Body::Regular { layout } => (0, Some(layout.clone())),
+            Body::Regular(file) => (0, file.layout.clone()),
             Body::Directory { .. } => (DIRECTORY_SIZE, None),
             Body::Symlink { target } => (target.len() as u64, None),
             Body::Fifo | Body::Socket | Body::Character(_) | Body::Block(_) => (0, None),

@@ -4,12 +4,14 @@
 
 mod support;
 
-use burstfs_mds::MemoryEngine;
+use std::sync::Arc;
+
+use burstfs_mds::{MemoryEngine, NoPeers};
 use burstfs_proto::mds::*;
 use burstfs_proto::service::Caller;
 use burstfs_types::*;
 
-use support::{Bench, Medium, create, layout, mkdir, name};
+use support::{Bench, Medium, config, create, layout, mkdir, name};
 
 fn bench() -> Bench {
     Bench::new(Medium::Memory(MemoryEngine::new()))
@@ -306,11 +308,11 @@ fn a_listing_goes_on_behind_an_entry_that_is_gone() {
 
 #[test]
 fn a_listing_fits_in_a_message_whatever_the_layouts() {
-    let mut bench = bench();
-    let wide = Layout::new(1 << 20, (0..2_048).map(OstIndex::new).collect()).unwrap();
+    let mut bench = Bench::with_peers(Medium::Memory(MemoryEngine::new()), config(0, 2_048), Arc::new(NoPeers));
+    let wide = Some(LayoutPolicy::Striped(StripePattern::default()));
     for n in 0..300 {
         let request = create(Ino::ROOT, &format!("{n:0>255}"));
-        bench.call(Create { layout: wide.clone(), ..request }).unwrap();
+        bench.call(Create { policy: wide, ..request }).unwrap();
     }
     let (mut cookie, mut count) = (0, 0);
     loop {
@@ -367,9 +369,8 @@ fn symbolic_links_and_special_files() {
     let Ok(MdsReply::Symlink(link)) = bench.call(symlink(b"../x")) else { panic!("no link") };
     assert_eq!((link.size, link.mode), (4, 0o777));
     assert_eq!(bench.call(Readlink { ino: link.ino }), Ok(MdsReply::Readlink(b"../x".to_vec())));
-    let mknod = |kind| Mknod { parent: Ino::ROOT, name: name("p"), kind, mode: 0o600, uid: 7, gid: 8, layout: None };
+    let mknod = |kind| Mknod { parent: Ino::ROOT, name: name("p"), kind, mode: 0o600, uid: 7, gid: 8 };
     assert_eq!(bench.call(mknod(FileKind::Directory)), Err(Errno::EPERM));
-    assert_eq!(bench.call(mknod(FileKind::Regular)), Err(Errno::EINVAL));
     let Ok(MdsReply::Mknod(fifo)) = bench.call(mknod(FileKind::Fifo)) else { panic!("no pipe") };
     assert_eq!(bench.call(Open { ino: fifo.ino }), Err(Errno::EINVAL));
     assert_eq!(bench.call(Readlink { ino: fifo.ino }), Err(Errno::EINVAL));

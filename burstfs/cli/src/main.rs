@@ -1,9 +1,10 @@
 //! `burstfs`: the user's command.
 //!
-//! Owns nothing and changes nothing: it asks Slurm which jobs there are and each instance's MGS how it is. Exit codes:
-//! 0 ok, 1 failure, 2 usage, 3 no such instance, 5 time-out, 7 permission.
+//! Owns nothing: it asks Slurm which jobs there are and each instance's MGS how it is; layouts it shows and sets in the
+//! file system that is mounted where it runs. Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 5 time-out, 7 permission.
 
 mod ask;
+mod layout;
 mod slurm;
 mod status;
 mod table;
@@ -38,6 +39,9 @@ struct Cli {
 enum Command {
     /// Shows the instances of your jobs (for root: of all jobs), from any node or the login node.
     Status(StatusArgs),
+    /// Shows or sets where the bytes of files live.
+    #[command(subcommand)]
+    Layout(layout::LayoutCommand),
     /// Says what an error code means and what to do about it.
     Explain {
         /// For instance E102.
@@ -122,6 +126,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Ending> {
     match cli.command {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
+        Command::Layout(command) => layout::run(&command),
         Command::Explain { code } => explain(&code),
         Command::Config(ConfigCommand::Check) => {
             load(&cli.config)?;

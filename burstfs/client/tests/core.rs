@@ -6,20 +6,20 @@ mod support;
 
 use burstfs_client::fs::{AttrChange, ClientFs, Credentials, NewFile, NewSpecial, WriteData};
 use burstfs_proto::mds::{RenameMode, XattrMode};
-use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, Name, NodeIndex, OstIndex};
+use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, LayoutPolicy, Name, NodeIndex, OstIndex};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use support::cluster::{CAPACITY, Cluster};
 
 const ROOT: Credentials = Credentials { uid: 0, gid: 0 };
 
-fn new_file(layout: Option<Layout>) -> NewFile {
-    NewFile { mode: 0o644, owner: ROOT, exclusive: false, truncate: false, layout }
+fn new_file(policy: Option<LayoutPolicy>) -> NewFile {
+    NewFile { mode: 0o644, owner: ROOT, exclusive: false, truncate: false, policy }
 }
 
 /// A new file with some bytes, closed.
-async fn file(fs: &ClientFs, parent: Ino, name: &str, layout: Option<Layout>, bytes: &[u8]) -> Attr {
-    let opened = fs.create(parent, name.as_bytes(), new_file(layout)).await.unwrap();
+async fn file(fs: &ClientFs, parent: Ino, name: &str, policy: Option<LayoutPolicy>, bytes: &[u8]) -> Attr {
+    let opened = fs.create(parent, name.as_bytes(), new_file(policy)).await.unwrap();
     fs.write(&opened.file, 0, WriteData::Lent(bytes), false).await.unwrap();
     fs.close(&opened.file).await.unwrap();
     fs.getattr(opened.attr.ino).await.unwrap()
@@ -43,10 +43,10 @@ fn a_listing_with_attributes_is_that_of_every_lookup() {
     let cluster = Cluster::new(4);
     let fs = cluster.client(1);
     cluster.block_on(async {
-        let striped = Layout::new(1 << 16, (0..4).map(OstIndex::new).collect()).unwrap();
+        let striped = "striped:size=64K".parse().unwrap();
         for n in 0..20_usize {
-            let layout = [None, Some(striped.clone()), Some(Layout::on_one(OstIndex::new(2)))][n % 3].clone();
-            file(&fs, Ino::ROOT, &format!("f{n}"), layout, &vec![1; n * 20_000]).await;
+            let policy = [None, Some(striped), Some(LayoutPolicy::Local)][n % 3];
+            file(&fs, Ino::ROOT, &format!("f{n}"), policy, &vec![1; n * 20_000]).await;
             fs.mkdir(Ino::ROOT, format!("d{n}").as_bytes(), 0o700, ROOT).await.unwrap();
         }
         fs.symlink(Ino::ROOT, b"link", b"f1", ROOT).await.unwrap();
@@ -149,7 +149,7 @@ fn a_node_given_up_answers_at_once_with_an_i_o_error() {
     let fs = cluster.client(0);
     cluster.block_on(async {
         let (_, lost) = directory_on(&fs, 2).await;
-        let far = file(&fs, Ino::ROOT, "far", Some(Layout::on_one(OstIndex::new(2))), b"gone").await;
+        let far = file(&cluster.client(2), Ino::ROOT, "far", Some(LayoutPolicy::Local), b"gone").await;
         let near = file(&fs, Ino::ROOT, "near", None, b"here").await;
         let open = fs.open(far.ino, false).await.unwrap().file;
         fs.targets().give_up(NodeIndex::new(2));

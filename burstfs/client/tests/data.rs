@@ -6,9 +6,11 @@ mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burstfs_client::fs::{AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, OpenFile, WriteData};
+use burstfs_client::fs::{
+    AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, OpenFile, WriteData,
+};
 use burstfs_proto::oss::{AllocateMode, SeekTarget};
-use burstfs_types::{Errno, Ino, Layout, OstIndex, limits};
+use burstfs_types::{Errno, FileKind, Ino, LayoutPolicy, StripePattern, limits};
 use bytes::Bytes;
 use proptest::prelude::*;
 use support::cluster::Cluster;
@@ -56,11 +58,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn layout() -> impl Strategy<Value = Layout> {
-    let osts = (0..NODES as u16).collect::<Vec<_>>();
-    (1..=NODES, Just(osts).prop_shuffle()).prop_map(|(count, osts)| {
-        Layout::new(STRIPE, osts.into_iter().take(count).map(OstIndex::new).collect()).unwrap()
-    })
+/// Stripes are small, so that the files of the tests have many.
+fn policy() -> impl Strategy<Value = LayoutPolicy> {
+    let striped = (1..=NODES as u16).prop_map(|count| StripePattern::new(Some(count), STRIPE).unwrap());
+    prop_oneof![Just(LayoutPolicy::Local), striped.prop_map(LayoutPolicy::Striped)]
 }
 
 fn range(offset: u64, len: u64) -> std::ops::Range<usize> {
@@ -107,13 +108,9 @@ async fn apply(fs: &ClientFs, file: &OpenFile, model: &mut Model, op: &Op) -> Re
             model.put(offset, len as u64, fill);
         }
         Op::Append { len, fill } => {
-            let appended = fs.append(file, WriteData::Lent(&vec![fill; len]), false).await;
-            if file.layout().osts().len() == 1 {
-                model.put(model.size(), len as u64, fill);
-                assert_eq!(appended?, (len, model.size()));
-            } else {
-                assert_eq!(appended.map_err(|error| error.errno()), Err(Errno::EOPNOTSUPP));
-            }
+            let appended = fs.append(file, WriteData::Lent(&vec![fill; len]), false).await?;
+            model.put(model.size(), len as u64, fill);
+            assert_eq!(appended, (len, model.size()));
         }
         Op::Truncate { size } => {
             let attr = fs.setattr(file.ino(), AttrChange { size: Some(size), ..AttrChange::default() }).await?;
@@ -162,9 +159,18 @@ fn check_seek(model: &Model, offset: u64, target: SeekTarget, found: Result<u64,
     }
 }
 
-fn new_file(layout: Option<Layout>) -> NewFile {
-    let owner = Credentials { uid: 0, gid: 0 };
-    NewFile { mode: 0o644, owner, exclusive: true, truncate: false, layout }
+const OWNER: Credentials = Credentials { uid: 0, gid: 0 };
+
+fn new_file(policy: Option<LayoutPolicy>) -> NewFile {
+    NewFile { mode: 0o644, owner: OWNER, exclusive: true, truncate: false, policy }
+}
+
+/// A file whose layout is decided when it gets its first byte.
+async fn undecided(fs: &ClientFs, name: &str, policy: LayoutPolicy) -> Ino {
+    let new = NewSpecial { kind: FileKind::Regular, mode: 0o644, owner: OWNER };
+    let ino = fs.mknod(Ino::ROOT, name.as_bytes(), new).await.unwrap().ino;
+    fs.set_layout(ino, Some(policy)).await.unwrap();
+    ino
 }
 
 #[test]
@@ -174,19 +180,25 @@ fn bytes_are_what_was_written_by_whoever_on_any_layout() {
     let names = AtomicU64::new(0);
     let ops = proptest::collection::vec((0..NODES, op()), 1..24);
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(256));
-    let checked = runner.run(&(layout(), ops), |(layout, ops)| {
+    let checked = runner.run(&(policy(), any::<bool>(), ops), |(policy, is_undecided, ops)| {
         let name = format!("f{}", names.fetch_add(1, Ordering::Relaxed));
         cluster.block_on(async {
-            let made = clients[0].create(Ino::ROOT, name.as_bytes(), new_file(Some(layout))).await.unwrap();
-            let mut files = vec![made.file];
-            for client in &clients[1..] {
-                files.push(client.open(made.attr.ino, false).await.unwrap().file);
+            let ino = if is_undecided {
+                undecided(&clients[0], &name, policy).await
+            } else {
+                let made = clients[0].create(Ino::ROOT, name.as_bytes(), new_file(Some(policy))).await.unwrap();
+                clients[0].close(&made.file).await.unwrap();
+                made.attr.ino
+            };
+            let mut files = Vec::new();
+            for client in &clients {
+                files.push(client.open(ino, false).await.unwrap().file);
             }
             let mut model = Model::default();
             for (node, op) in &ops {
                 apply(&clients[*node], &files[*node], &mut model, op).await.unwrap();
                 let other = (*node + 1) % NODES;
-                assert_eq!(clients[other].getattr(made.attr.ino).await.unwrap().size, model.size(), "{op:?}");
+                assert_eq!(clients[other].getattr(ino).await.unwrap().size, model.size(), "{op:?}");
             }
             for (client, file) in clients.iter().zip(&files) {
                 assert_eq!(client.read(file, 0, 1 << 20).await.unwrap(), model.read(0, 1 << 20));
@@ -199,34 +211,113 @@ fn bytes_are_what_was_written_by_whoever_on_any_layout() {
     checked.unwrap();
 }
 
+/// Runs `work` for every node at the same time.
+fn on_all_nodes(cluster: &Cluster, work: impl Fn(usize, std::sync::Arc<ClientFs>) + Sync) {
+    std::thread::scope(|scope| {
+        for node in 0..NODES {
+            let (client, work) = (cluster.client(node), &work);
+            scope.spawn(move || work(node, client));
+        }
+    });
+}
+
 #[test]
 fn appends_of_several_nodes_are_all_there() {
     const APPENDS: usize = 200;
+    // Most of the stripes' ends are within a record.
+    const RECORD: usize = 1_000;
     let cluster = Cluster::new(NODES);
-    let made = cluster.block_on(cluster.client(0).create(Ino::ROOT, b"log", new_file(None))).unwrap();
-    std::thread::scope(|scope| {
-        for node in 0..NODES {
-            let (cluster, ino) = (&cluster, made.attr.ino);
-            scope.spawn(move || {
-                let client = cluster.client(node);
-                cluster.block_on(async {
-                    let file = client.open(ino, false).await.unwrap().file;
-                    let record = [node as u8 + 1; 10];
-                    for _ in 0..APPENDS {
-                        assert_eq!(client.append(&file, WriteData::Lent(&record), false).await.unwrap().0, 10);
-                    }
-                    client.close(&file).await.unwrap();
-                });
+    for (name, policy) in [("local", "local"), ("striped", "striped:size=64K"), ("two", "striped:count=2,size=64K")] {
+        let policy = Some(policy.parse().unwrap());
+        let made = cluster.block_on(cluster.client(0).create(Ino::ROOT, name.as_bytes(), new_file(policy))).unwrap();
+        on_all_nodes(&cluster, |node, client| {
+            cluster.block_on(async {
+                let file = client.open(made.attr.ino, false).await.unwrap().file;
+                let record = [node as u8 + 1; RECORD];
+                for _ in 0..APPENDS {
+                    assert_eq!(client.append(&file, WriteData::Lent(&record), false).await.unwrap().0, RECORD);
+                }
+                client.close(&file).await.unwrap();
             });
+        });
+        let bytes = cluster.block_on(cluster.client(0).read(&made.file, 0, 1 << 20)).unwrap();
+        let mut count = [0; NODES];
+        for record in bytes.chunks(RECORD) {
+            assert!(record.iter().all(|byte| *byte == record[0]), "a torn record: {record:?}");
+            count[usize::from(record[0]) - 1] += 1;
         }
-    });
-    let bytes = cluster.block_on(cluster.client(0).read(&made.file, 0, 1 << 20)).unwrap();
-    let mut count = [0; NODES];
-    for record in bytes.chunks(10) {
-        assert!(record.iter().all(|byte| *byte == record[0]), "a torn record: {record:?}");
-        count[usize::from(record[0]) - 1] += 1;
+        assert_eq!(count, [APPENDS; NODES], "{name}");
     }
-    assert_eq!(count, [APPENDS; NODES]);
+}
+
+#[test]
+fn a_file_that_all_nodes_begin_at_once_gets_one_layout_and_loses_nothing() {
+    const PART: usize = 100_000;
+    let cluster = Cluster::new(NODES);
+    for (round, policy) in
+        ["local", "striped:size=64K", "striped:count=2,size=128K"].iter().cycle().take(30).enumerate()
+    {
+        let name = format!("f{round}");
+        let ino = cluster.block_on(undecided(&cluster.client(round % NODES), &name, policy.parse().unwrap()));
+        let start = std::sync::Barrier::new(NODES);
+        let layouts = std::sync::Mutex::new(Vec::new());
+        on_all_nodes(&cluster, |node, client| {
+            let file = cluster.block_on(client.open(ino, false)).unwrap().file;
+            assert_eq!(file.layout(), None);
+            let part = vec![node as u8 + 1; PART];
+            start.wait();
+            cluster.block_on(client.write(&file, (node * PART) as u64, WriteData::Lent(&part), false)).unwrap();
+            layouts.lock().unwrap().push(file.layout().cloned().unwrap());
+            cluster.block_on(client.close(&file)).unwrap();
+        });
+        let layouts = layouts.into_inner().unwrap();
+        assert!(layouts.iter().all(|layout| *layout == layouts[0]), "{layouts:?}");
+        let opened = cluster.block_on(cluster.client(0).open(ino, false)).unwrap();
+        let bytes = cluster.block_on(cluster.client(0).read(&opened.file, 0, NODES * PART + 1)).unwrap();
+        let expected: Vec<u8> = (0..NODES).flat_map(|node| vec![node as u8 + 1; PART]).collect();
+        assert!(bytes == expected, "round {round}");
+    }
+}
+
+#[test]
+fn a_file_without_a_layout_is_an_empty_file() {
+    let cluster = Cluster::new(NODES);
+    let (fs, other) = (cluster.client(0), cluster.client(1));
+    cluster.block_on(async {
+        let ino = undecided(&fs, "f", "striped".parse().unwrap()).await;
+        let file = fs.open(ino, true).await.unwrap().file;
+        assert!(fs.read(&file, 0, 10).await.unwrap().is_empty());
+        assert_eq!(fs.seek(&file, SeekTarget::Hole, 0).await.unwrap_err().errno(), Errno::ENXIO);
+        fs.fsync(&file, false).await.unwrap();
+        let range = FallocateRange { offset: 0, len: 10 };
+        fs.fallocate(&file, AllocateMode::PunchHole, range).await.unwrap();
+        fs.setattr(ino, AttrChange { size: Some(0), ..AttrChange::default() }).await.unwrap();
+        assert_eq!(fs.getattr(ino).await.unwrap().layout, None);
+        // What makes it longer decides.
+        let grown = other.setattr(ino, AttrChange { size: Some(5), ..AttrChange::default() }).await.unwrap();
+        assert_eq!((grown.size, grown.layout.unwrap().osts().len()), (5, NODES));
+        assert_eq!(fs.read(&file, 0, 10).await.unwrap(), [0; 5].as_slice());
+    });
+}
+
+#[test]
+fn an_append_begins_where_a_truncation_ended() {
+    let cluster = Cluster::new(NODES);
+    let (fs, other) = (cluster.client(0), cluster.client(1));
+    cluster.block_on(async {
+        let policy = Some("striped:size=64K".parse().unwrap());
+        let made = fs.create(Ino::ROOT, b"log", new_file(policy)).await.unwrap();
+        let file = other.open(made.attr.ino, false).await.unwrap().file;
+        fs.append(&made.file, WriteData::Lent(&[1; 200_000]), false).await.unwrap();
+        other.setattr(made.attr.ino, AttrChange { size: Some(70_000), ..AttrChange::default() }).await.unwrap();
+        assert_eq!(other.append(&file, WriteData::Lent(&[2; 10]), false).await.unwrap(), (10, 70_010));
+        let again = fs.open(made.attr.ino, true).await.unwrap().file;
+        assert_eq!(fs.append(&again, WriteData::Lent(&[3; 10]), false).await.unwrap(), (10, 10));
+        let refused =
+            fs.setattr(made.attr.ino, AttrChange { size: Some(limits::FILE_SIZE_MAX_BYTES), ..AttrChange::default() });
+        refused.await.unwrap();
+        assert_eq!(fs.append(&again, WriteData::Lent(&[3; 10]), false).await.unwrap_err().errno(), Errno::EFBIG);
+    });
 }
 
 #[test]

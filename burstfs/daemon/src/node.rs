@@ -212,6 +212,8 @@ fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Resu
         root_uid: description.uid,
         root_gid: description.gid,
         root_mode: 0o700,
+        layout: description.spec.create.layout,
+        has_ready_made: true,
     };
     let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links), Arc::new(SystemClock)).context("MDT")?;
     let options = Options { capacity_bytes: description.capacity_bytes, open_files_max: OPEN_FILES_MAX };

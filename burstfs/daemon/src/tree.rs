@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use burstfs_client::fs::{
-    AttrChange, ClientFs, Credentials, FsError, NewFile, OpenFile, Opened as ClientOpened, WriteData,
+    AttrChange, ClientFs, Credentials, FsError, NewFile, OpenFile, Opened as ClientOpened, PlusEntry, PlusListing,
+    WriteData,
 };
 use burstfs_proto::mds::{SetTime, XattrMode};
 use burstfs_proto::oss::SeekTarget;
 use burstfs_stager::{Change, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
-use burstfs_types::{Attr, Errno, Ino, Layout, Name, NodeIndex};
+use burstfs_types::{Attr, Errno, Ino, Layout, Name, NodeIndex, ReadyMade};
 
 /// The instance, for the stager of one node.
 pub(crate) struct Tree {
@@ -78,6 +79,18 @@ impl Tree {
         Opened { handle: TreeHandle(handle), attr: opened.attr }
     }
 
+    /// Whether nobody has put anything into a ready-made directory: then nobody wants it at a drain's target.
+    async fn is_unused(&self, directory: ReadyMade) -> Result<bool, FsError> {
+        let listing = self.fs.readdir(directory.ino(), 0, ReadyMade::ALL.len() as u32).await?;
+        for listed in &listing.entries {
+            match ReadyMade::at(directory.ino(), &listed.name, listed.entry.ino) {
+                Some(below) if Box::pin(self.is_unused(below)).await? => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(listing.is_end)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<OpenFile>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,6 +98,11 @@ impl Tree {
 
 fn errno(error: FsError) -> Errno {
     error.errno()
+}
+
+fn page_entry(entry: PlusEntry) -> PageEntry {
+    let PlusEntry { name, ino, kind, cookie, attr } = entry;
+    PageEntry { name, ino, kind, attr, cookie }
 }
 
 fn ino(attr: Attr) -> Ino {
@@ -123,15 +141,22 @@ impl InstanceTree for Tree {
     }
 
     async fn readdir(&self, dir: Ino, cookie: u64, max: u32) -> Result<Page, Errno> {
-        let listing = self.fs.readdir_plus(dir, cookie, max).await.map_err(errno)?;
-        let entries = listing.entries.into_iter().map(|entry| PageEntry {
-            name: entry.name,
-            ino: entry.ino,
-            kind: entry.kind,
-            attr: entry.attr,
-            cookie: entry.cookie,
-        });
-        Ok(Page { entries: entries.collect(), is_end: listing.is_end })
+        let mut cookie = cookie;
+        loop {
+            let PlusListing { mut entries, is_end } = self.fs.readdir_plus(dir, cookie, max).await.map_err(errno)?;
+            cookie = entries.last().map_or(cookie, |last| last.cookie);
+            let mut unused = Vec::new();
+            for ready_made in entries.iter().filter_map(|entry| ReadyMade::at(dir, &entry.name, entry.ino)) {
+                if self.is_unused(ready_made).await.map_err(errno)? {
+                    unused.push(ready_made.ino());
+                }
+            }
+            entries.retain(|entry| !unused.contains(&entry.ino));
+            // Only a listing's end may look like one.
+            if is_end || !entries.is_empty() {
+                return Ok(Page { entries: entries.into_iter().map(page_entry).collect(), is_end });
+            }
+        }
     }
 
     async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Errno> {
@@ -159,7 +184,7 @@ impl InstanceTree for Tree {
     }
 
     async fn create(&self, dir: Ino, name: &Name, mode: u16) -> Result<Opened, Errno> {
-        let new = NewFile { mode, owner: self.owner, exclusive: false, truncate: true, layout: None };
+        let new = NewFile { mode, owner: self.owner, exclusive: false, truncate: true, policy: None };
         self.fs.create(dir, name.as_bytes(), new).await.map(|opened| self.keep(opened)).map_err(errno)
     }
 

@@ -59,7 +59,7 @@ fn errors_say_where_and_what() {
         ("[network]\ntransport = \"rdma\"", "burstfs.toml:2: transport: unknown variant `rdma`"),
         ("[profiles.none]\nname = \"x\"", "burstfs.toml:1: no profile can be named \"none\""),
         ("[profiles.4x]\nname = \"x\"", "the profile's name \"4x\" must be"),
-        ("[profiles.x]\nlayout = \"striped\"", "layout: layout=striped is not in this version"),
+        ("[profiles.x]\nlayout = \"striped:count=0\"", "layout: \"0\" is no number of stripes"),
         ("[profiles.x]\ncapcity = \"1T\"", "did you mean \"capacity\"?"),
         ("[profiles.x]\ncapacity = \"1T\"\nper_node = \"1T\"", "exclude one another"),
         ("nvme = ", "burstfs.toml:1"),

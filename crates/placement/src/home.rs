@@ -1,6 +1,6 @@
 //! Where what is new goes.
 
-use burstfs_types::{Ino, Layout, MdtIndex, Name, OstIndex};
+use burstfs_types::{Ino, Layout, LayoutError, MdtIndex, Name, OstIndex, StripePattern, limits};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The MDT that shall hold the inode of the new directory `name` in `parent`, out of `mdts`. The parent is part of the
@@ -12,10 +12,14 @@ pub fn directory_home(parent: Ino, name: &Name, mdts: u16) -> MdtIndex {
     MdtIndex::new(u16::try_from(index).unwrap_or(0))
 }
 
-/// The layout of a file that a client on the node with OST `creator` makes: `local`, one stripe there, so that the one
-/// who writes it (nearly always the one who made it) writes at the speed of the local disk.
-pub fn layout_for_new_file(creator: OstIndex) -> Layout {
-    Layout::on_one(creator)
+/// The layout of the file `ino` that asks for stripes, over `osts` OSTs: on as many of them as the pattern says and there
+/// are. Consecutive files of an MDT begin on consecutive OSTs, so that small files, and the first stripes of all, spread.
+pub fn striped(pattern: StripePattern, ino: Ino, osts: u16) -> Result<Layout, LayoutError> {
+    let osts = osts.max(1);
+    let count = pattern.count().unwrap_or(osts).min(osts).min(limits::STRIPE_COUNT_MAX as u16);
+    let first = (ino.counter() + u64::from(ino.mdt().get())) % u64::from(osts);
+    let ost = |stripe: u16| OstIndex::new(((first + u64::from(stripe)) % u64::from(osts)) as u16);
+    Layout::new(pattern.size_bytes(), (0..count).map(ost).collect())
 }
 
 #[cfg(test)]
@@ -45,8 +49,22 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_lives_with_its_creator() {
-        assert_eq!(layout_for_new_file(OstIndex::new(3)).osts(), [OstIndex::new(3)]);
+    fn files_take_turns() {
+        let pattern = StripePattern::new(Some(2), 1 << 16).unwrap();
+        let osts = |counter| {
+            let layout = striped(pattern, Ino::new(MdtIndex::new(1), counter).unwrap(), 3).unwrap();
+            layout.osts().iter().map(|ost| ost.get()).collect::<Vec<_>>()
+        };
+        assert_eq!([osts(1), osts(2), osts(3), osts(4)], [[2, 0], [0, 1], [1, 2], [2, 0]]);
+    }
+
+    #[test]
+    fn a_file_has_no_more_stripes_than_there_are_osts() {
+        let layout = |count, osts| {
+            let pattern = StripePattern::new(count, 1 << 20).unwrap();
+            striped(pattern, Ino::ROOT, osts).unwrap().osts().len()
+        };
+        assert_eq!((layout(Some(8), 3), layout(None, 3), layout(None, 16_384), layout(None, 0)), (3, 3, 2_048, 1));
     }
 
     proptest! {

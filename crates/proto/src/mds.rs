@@ -3,7 +3,7 @@
 //! Who may call: clients of the instance, and other MDSs (the `Peer*` requests). An error of the file system is an
 //! [`Errno`](burstfs_types::Errno) in the reply's place.
 
-use burstfs_types::{Attr, FileKind, Ino, Layout, MdtIndex, Name, ObjectId, OstIndex, Timestamp};
+use burstfs_types::{Attr, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, ObjectId, OstIndex, Timestamp};
 use serde::{Deserialize, Serialize};
 
 rpcs! {
@@ -51,6 +51,16 @@ rpcs! {
     0x0113 Replayable RemoveXattr(RemoveXattr) -> ();
     /// Inodes in use on this MDT.
     0x0114 ReadOnly Statfs(Statfs) -> MdtStatfs;
+    /// What layout an inode has, or gives to what is made in it, and why.
+    0x0115 ReadOnly GetLayout(GetLayout) -> LayoutInfo;
+    /// Sets the layout that a directory gives to what is made in it, or that a file without a layout shall have.
+    0x0116 Replayable SetLayout(SetLayout) -> ();
+    /// Decides the layout of a file that has none, for its first byte.
+    0x0117 Replayable DecideLayout(DecideLayout) -> Attr;
+    /// Sets aside the place of an append to a striped file: where it begins, bytes.
+    0x0118 Replayable ReserveAppend(ReserveAppend) -> u64;
+    /// Says that a striped file is about to be truncated, so that appends begin there.
+    0x0119 Idempotent EndAppends(EndAppends) -> ();
     /// From another MDT: makes sure that a part of a transaction can be done here, and holds what it concerns.
     0x0180 Idempotent PeerPrepare(PeerPrepare) -> Vec<Attr>;
     /// From the coordinator: the prepared part is done, or dropped.
@@ -136,8 +146,10 @@ pub struct Create {
     pub gid: u32,
     /// `O_EXCL`: EEXIST when the name is taken.
     pub exclusive: bool,
-    /// The layout of a new file.
-    pub layout: Layout,
+    /// The OST that is nearest to the caller.
+    pub near: OstIndex,
+    /// The layout of a new file; `None`: as the directory has it.
+    pub policy: Option<LayoutPolicy>,
 }
 
 /// A file that is open now.
@@ -164,8 +176,6 @@ pub struct Mknod {
     pub uid: u32,
     /// The caller's group.
     pub gid: u32,
-    /// The layout, for a regular file.
-    pub layout: Option<Layout>,
 }
 
 /// Makes a directory.
@@ -358,6 +368,93 @@ pub struct RemoveXattr {
     pub name: Vec<u8>,
 }
 
+/// Who said that a layout is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum LayoutOrigin {
+    /// The job's request.
+    Job,
+    /// The directory that the inode was made in.
+    Parent,
+    /// Somebody who set it on the inode.
+    Own,
+}
+
+/// A wanted layout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WantedLayout {
+    /// Which.
+    pub policy: LayoutPolicy,
+    /// Who said so.
+    pub origin: LayoutOrigin,
+}
+
+impl WantedLayout {
+    /// What is made in a directory that wants this wants.
+    pub fn inherited(self) -> WantedLayout {
+        let origin = match self.origin {
+            LayoutOrigin::Job => LayoutOrigin::Job,
+            LayoutOrigin::Parent | LayoutOrigin::Own => LayoutOrigin::Parent,
+        };
+        WantedLayout { origin, ..self }
+    }
+}
+
+/// Asks for an inode's layout: of a directory, or a regular file; EINVAL for others.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GetLayout {
+    /// The inode.
+    pub ino: Ino,
+}
+
+/// An inode's layout.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LayoutInfo {
+    /// `Directory` or `Regular`.
+    pub kind: FileKind,
+    /// What is wanted.
+    pub wanted: WantedLayout,
+    /// What a regular file got; `None` before its first byte, and for a directory.
+    pub layout: Option<Layout>,
+}
+
+/// Sets the wanted layout. EEXIST for a file that has its layout, EINVAL for what is neither file nor directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetLayout {
+    /// The inode.
+    pub ino: Ino,
+    /// The layout; `None`: the job's.
+    pub policy: Option<LayoutPolicy>,
+}
+
+/// Decides a file's layout, unless it is decided. The attributes that come back have it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DecideLayout {
+    /// The file.
+    pub ino: Ino,
+    /// The OST that is nearest to the caller.
+    pub near: OstIndex,
+}
+
+/// Sets aside `len` bytes at the end of a striped file. No other append gets them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReserveAppend {
+    /// The file.
+    pub ino: Ino,
+    /// The file's size as its objects have it, bytes.
+    pub size: u64,
+    /// Bytes to append. EFBIG when the file would become too large.
+    pub len: u64,
+}
+
+/// Forgets the appends behind `size`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EndAppends {
+    /// The file.
+    pub ino: Ino,
+    /// What it is truncated to, bytes.
+    pub size: u64,
+}
+
 /// Asks for the MDT's figures.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Statfs;
@@ -422,6 +519,8 @@ pub struct NewDirectory {
     pub gid: u32,
     /// The directory that will hold the name.
     pub parent: Ino,
+    /// The layout of what is made in it.
+    pub layout: WantedLayout,
 }
 
 /// One change that a transaction makes to one record, with what must be so for it.

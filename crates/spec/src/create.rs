@@ -1,6 +1,6 @@
 //! What kind of instance a job asks for.
 
-use burstfs_types::Code;
+use burstfs_types::{Code, LayoutPolicy, PolicyError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, SpecError};
@@ -8,7 +8,7 @@ use crate::lex::{Item, Text, items};
 use crate::name::InstanceName;
 use crate::nearest::nearest;
 use crate::size::Size;
-use crate::words::{Layout, Mode, OnFull, Redundancy, Requeue, Servers, Transport, Word, not_built};
+use crate::words::{Mode, OnFull, Redundancy, Requeue, Servers, Transport, Word, not_built};
 
 /// How much room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -41,7 +41,7 @@ pub struct Create {
     /// Who shares the namespace.
     pub mode: Mode,
     /// Where bytes go.
-    pub layout: Layout,
+    pub layout: LayoutPolicy,
     /// Which nodes serve.
     pub servers: Servers,
     /// How many copies.
@@ -66,7 +66,7 @@ pub struct CreateItems {
     /// `mode`
     pub mode: Option<Mode>,
     /// `layout`
-    pub layout: Option<Layout>,
+    pub layout: Option<LayoutPolicy>,
     /// `servers`
     pub servers: Option<Servers>,
     /// `redundancy`
@@ -162,13 +162,19 @@ impl CreateItems {
             "per_node" => self.capacity = Some(Capacity::PerNode(Size::parse(value)?)),
             "name" => self.name = Some(InstanceName::parse(value)?),
             "mode" => self.mode = Some(Mode::parse("mode", value)?),
-            "layout" => self.layout = Some(Layout::parse("layout", value)?),
+            "layout" => self.layout = Some(parse_layout(value)?),
             "servers" => self.servers = Some(Servers::parse("servers", value)?),
             "redundancy" => self.redundancy = Some(Redundancy::parse("redundancy", value)?),
             "tolerate" => self.tolerate = Some(parse_tolerate(value)?),
             "on_full" => self.on_full = Some(OnFull::parse("on_full", value)?),
             "requeue" => self.requeue = Some(Requeue::parse("requeue", value)?),
             "transport" => self.transport = Some(Transport::parse("transport", value)?),
+            name @ ("count" | "size") => {
+                let message = format!(
+                    "unknown key \"{name}\"; between commas a layout is quoted: layout='striped:count=N,size=S'"
+                );
+                return Err(Fault::new(Code::UnknownKey, &key.span, message));
+            }
             other if LATER_KEYS.contains(&other) => return Err(not_built(key, &format!("the key \"{other}\""))),
             _ => return Err(unknown_key(key, "create", keys())),
         }
@@ -249,6 +255,17 @@ fn parse_tolerate(value: &Text) -> Result<u32, Fault> {
         _ if text.bytes().all(|byte| byte.is_ascii_digit()) => Err(not_built(value, &format!("tolerate={text}"))),
         _ => Err(Fault::new(Code::BadValue, &value.span, format!("\"{text}\" is no number of nodes"))),
     }
+}
+
+fn parse_layout(value: &Text) -> Result<LayoutPolicy, Fault> {
+    let text = value.plain();
+    text.parse().map_err(|error: PolicyError| {
+        let hint = match (&error, nearest(&text, ["auto", "local", "striped"])) {
+            (PolicyError::Kind(_), Some(near)) => format!("\"{text}\" is no layout; did you mean \"{near}\"?"),
+            _ => error.to_string(),
+        };
+        Fault::new(Code::BadValue, &value.span, hint)
+    })
 }
 
 pub(crate) fn unknown_key<'a>(key: &Text, verb: &str, known: impl Iterator<Item = &'a str>) -> Fault {

@@ -34,6 +34,6 @@ pub use path::{InstancePath, PersistentPath, Values, Variable};
 pub use size::Size;
 pub use staging::{Preserve, PreserveSet, StageIn, StageOut, copy_target};
 pub use words::{
-    Atomic, DrainOn, DrainOnError, DrainWhen, EntryType, Layout, Mode, OnFull, Redundancy, Requeue, Servers,
-    StageInOnError, StageInWhen, Transport, Update, Verify,
+    Atomic, DrainOn, DrainOnError, DrainWhen, EntryType, Mode, OnFull, Redundancy, Requeue, Servers, StageInOnError,
+    StageInWhen, Transport, Update, Verify,
 };

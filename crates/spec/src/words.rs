@@ -97,15 +97,6 @@ words! {
         Shared = "shared",
     } later [Later::Word("private")]
 
-    /// Where a file's bytes go.
-    Layout {
-        /// Decided per file, from who writes it.
-        #[default]
-        Auto = "auto",
-        /// On the writer's own node.
-        Local = "local",
-    } later [Later::Word("striped"), Later::Prefix("striped:")]
-
     /// Which nodes serve.
     Servers {
         /// Every node of the job.

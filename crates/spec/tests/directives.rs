@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use burstfs_spec::{
-    Accumulator, Capacity, CreateItems, EntryType, JobSpec, Layout, Preserve, PreserveSet, ProfileError, SpecError,
-    Transport, Update, Values, Verify,
+    Accumulator, Capacity, CreateItems, EntryType, JobSpec, Preserve, PreserveSet, ProfileError, SpecError, Transport,
+    Update, Values, Verify,
 };
-use burstfs_types::Code;
+use burstfs_types::{Code, LayoutPolicy, StripePattern};
 
 fn profiles(name: &str) -> Result<CreateItems, ProfileError> {
     match name {
@@ -47,7 +47,7 @@ fn refused(directives: &[&str], code: Code, marked: &str) -> String {
 fn the_examples_of_the_interface() {
     assert_eq!(total_bytes(&spec(&["4TiB"])), 4_398_046_511_104);
     let ckpt = spec(&["ckpt"]);
-    assert_eq!((ckpt.bytes_per_node(4, 0), ckpt.create.layout), (100 << 30, Layout::Local));
+    assert_eq!((ckpt.bytes_per_node(4, 0), ckpt.create.layout), (100 << 30, LayoutPolicy::Local));
     let staged = spec(&["stage_in  source=/lus/me/in/ destination=/in"]);
     assert_eq!(staged.stage_in[0].source.to_string(), "/lus/me/in/");
     assert_eq!(staged.stage_in[0].destination.resolved(), Ok("/in"));
@@ -75,13 +75,13 @@ fn a_mistake_is_shown_with_its_place() {
 fn create_keys_merge_and_the_later_wins() {
     let merged = spec(&["4TiB layout=local name=a", "8TiB", "transport=tcp"]);
     assert_eq!(total_bytes(&merged), 8 << 40);
-    assert_eq!(merged.create.layout, Layout::Local);
+    assert_eq!(merged.create.layout, LayoutPolicy::Local);
     assert_eq!(merged.create.transport, Transport::Tcp);
     assert_eq!(merged.create.name.as_str(), "a");
     assert!(matches!(spec(&["4TiB", "per_node=1TiB"]).create.capacity, Some(Capacity::PerNode(_))));
     assert_eq!(total_bytes(&spec(&["per_node=1TiB", "capacity=4TiB"])), 4 << 40);
     assert_eq!(total_bytes(&spec(&["ckpt capacity=4TiB"])), 4 << 40);
-    assert_eq!(spec(&["ckpt", "layout=auto"]).create.layout, Layout::Auto);
+    assert_eq!(spec(&["ckpt", "layout=auto"]).create.layout, LayoutPolicy::Auto);
 }
 
 #[test]
@@ -148,6 +148,11 @@ fn refused_values() {
     refused(&["tolerate=x"], Code::BadValue, "x");
     let message = refused(&["layout=locl"], Code::BadValue, "locl");
     assert!(message.contains("did you mean \"local\"?"), "{message}");
+    for value in ["stripped:count=2", "striped:", "striped:count=0", "striped:count=4,count=4", "striped:size=1", "x"] {
+        refused(&[&format!("create layout={value}")], Code::BadValue, value);
+    }
+    let message = refused(&["4TiB,layout=striped:count=4,size=1M"], Code::UnknownKey, "size");
+    assert!(message.contains("layout='striped:count=N,size=S'"), "{message}");
     let message = refused(&["colour=red"], Code::UnknownKey, "colour");
     assert_eq!(message, "unknown key \"colour\" of create");
     refused(&["source=/a"], Code::UnknownKey, "source");
@@ -165,8 +170,6 @@ fn refused_values() {
 fn what_is_not_built_is_refused_as_such() {
     for (item, marked) in [
         ("mode=private", "private"),
-        ("layout=striped", "striped"),
-        ("layout=striped:count=4,size=1M", "striped:count=4,size=1M"),
         ("servers=4", "4"),
         ("servers=dedicated:2", "dedicated:2"),
         ("redundancy=mirror", "mirror"),
@@ -206,6 +209,18 @@ fn what_is_not_built_is_refused_as_such() {
     ] {
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
     }
+}
+
+#[test]
+fn layouts() {
+    for text in ["striped:count=all,size=1MiB", "striped:count=4,size=64KiB"] {
+        let policy: LayoutPolicy = text.parse().unwrap();
+        assert_eq!(spec(&[&format!("4TiB layout={text}")]).create.layout, policy);
+        assert_eq!(spec(&[&format!("4TiB,layout='{text}'")]).create.layout, policy);
+    }
+    assert_eq!(spec(&["4TiB,layout=striped"]).create.layout, LayoutPolicy::Striped(StripePattern::default()));
+    let forged = spec(&["4TiB"]).to_json().unwrap().replace(r#""layout":"auto""#, r#""layout":"striped:count=0""#);
+    assert_eq!(JobSpec::from_json(&forged).unwrap_err().code, Code::Request);
 }
 
 #[test]

@@ -71,7 +71,12 @@ fn path(is_persistent: bool) -> impl Strategy<Value = String> {
 
 fn directives() -> impl Strategy<Value = Vec<String>> {
     let word = |words: &[&'static str]| prop::sample::select(words.to_vec());
-    let create = (1_u64..1 << 50, word(&["capacity", "per_node"]), word(&["auto", "local"]), word(&["auto", "tcp"]))
+    let create = (
+        1_u64..1 << 50,
+        word(&["capacity", "per_node"]),
+        word(&["auto", "local", "striped", "striped:size=2M,count=3"]),
+        word(&["auto", "tcp"]),
+    )
         .prop_map(|(bytes, key, layout, transport)| {
             format!("create {key}={}.{:03}KB layout={layout} transport={transport}", bytes / 1000, bytes % 1000)
         });

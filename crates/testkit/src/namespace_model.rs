@@ -98,6 +98,9 @@ pub enum Op {
     Readlink {
         node: usize,
     },
+    DecideLayout {
+        node: usize,
+    },
     Open {
         node: usize,
     },
@@ -191,6 +194,7 @@ fn step() -> impl Strategy<Value = Op> {
         3 => (n.clone(), any::<u8>(), any::<u16>())
             .prop_map(|(node, what, value)| Op::SetAttr { node, what, value }),
         1 => n.clone().prop_map(|node| Op::Readlink { node }),
+        2 => n.clone().prop_map(|node| Op::DecideLayout { node }),
         3 => n.clone().prop_map(|node| Op::Open { node }),
         4 => n.clone().prop_map(|node| Op::Close { node }),
         5 => (n.clone(), n.clone(), 1..5_u32).prop_map(|(dir, cookie, max)| Op::Readdir { dir, cookie, max }),
@@ -394,6 +398,11 @@ fn mdt_of(request: &MdsRequest) -> MdtIndex {
         MdsRequest::SetXattr(it) => it.ino,
         MdsRequest::ListXattr(it) => it.ino,
         MdsRequest::RemoveXattr(it) => it.ino,
+        MdsRequest::GetLayout(it) => it.ino,
+        MdsRequest::SetLayout(it) => it.ino,
+        MdsRequest::DecideLayout(it) => it.ino,
+        MdsRequest::ReserveAppend(it) => it.ino,
+        MdsRequest::EndAppends(it) => it.ino,
         MdsRequest::PeerLook(it) => it.parent,
         MdsRequest::PeerParent(it) => it.ino,
         MdsRequest::PeerOutcome(it) => it.tx.number(),
@@ -481,7 +490,7 @@ impl Model {
     fn insert(&mut self, ino: Ino, parent: Ino, kind: FileKind, mode: u16, (uid, gid): (u32, u32)) {
         let is_directory = kind == FileKind::Directory;
         let (size, nlink) = if is_directory { (4096, 2) } else { (0, 1) };
-        let layout = (kind == FileKind::Regular).then(|| Layout::on_one(OstIndex::new(3)));
+        let layout = None;
         let (atime, mtime, ctime) = (self.now, self.now, self.now);
         let attr = Attr { ino, kind, mode, nlink, uid, gid, size, blocks: 0, atime, mtime, ctime, layout };
         let (xattrs, target, entries) = Default::default();
@@ -501,15 +510,14 @@ impl Model {
         // A directory's place is also taken by what is none, now and then.
         let parent = |n: &usize| if n % 16 == 15 { node(n) } else { dir(n) };
         let (uid, gid) = (7, 8);
-        let layout = Layout::on_one(OstIndex::new(3));
+        let near = OstIndex::new(0);
         match op {
             Op::Create { dir, name: n, mode, exclusive } => {
                 let (mode, exclusive) = (*mode, *exclusive);
-                Create { parent: parent(dir), name: name(n), mode, uid, gid, exclusive, layout }.into()
+                Create { parent: parent(dir), name: name(n), mode, uid, gid, exclusive, near, policy: None }.into()
             }
             Op::Mknod { dir, name: n, kind } => {
-                let (kind, layout) = (*kind, Some(layout));
-                Mknod { parent: parent(dir), name: name(n), kind, mode: 0o644, uid, gid, layout }.into()
+                Mknod { parent: parent(dir), name: name(n), kind: *kind, mode: 0o644, uid, gid }.into()
             }
             Op::Mkdir { dir, name: n, mode } => {
                 Mkdir { parent: parent(dir), name: name(n), mode: *mode, uid, gid }.into()
@@ -543,6 +551,7 @@ impl Model {
                 .into()
             }
             Op::Readlink { node: i } => Readlink { ino: node(i) }.into(),
+            Op::DecideLayout { node: i } => DecideLayout { ino: node(i), near }.into(),
             Op::Open { node: i } => Open { ino: node(i) }.into(),
             Op::Close { node: i } => Close { ino: node(i) }.into(),
             Op::Readdir { dir, cookie, max } => self.readdir_request(parent(dir), *cookie, *max),
@@ -596,6 +605,7 @@ impl Model {
                 let is_link = node.attr.kind == FileKind::Symlink;
                 if is_link { Ok(MdsReply::Readlink(node.target.clone())) } else { Err(Errno::EINVAL) }
             }
+            MdsRequest::DecideLayout(it) => self.decide_layout(it.ino).map(MdsReply::DecideLayout),
             MdsRequest::Open(it) => self.open(it.ino).map(MdsReply::Open),
             MdsRequest::Close(it) => {
                 self.close(it.ino);
@@ -607,7 +617,11 @@ impl Model {
             MdsRequest::ListXattr(it) => Ok(MdsReply::ListXattr(self.node(it.ino)?.xattrs.keys().cloned().collect())),
             MdsRequest::RemoveXattr(it) => self.remove_xattr(it).map(MdsReply::RemoveXattr),
             MdsRequest::Statfs(_) => Ok(MdsReply::Statfs(MdtStatfs { inodes_used: self.nodes.len() as u64 })),
-            MdsRequest::PeerPrepare(_)
+            MdsRequest::GetLayout(_)
+            | MdsRequest::SetLayout(_)
+            | MdsRequest::ReserveAppend(_)
+            | MdsRequest::EndAppends(_)
+            | MdsRequest::PeerPrepare(_)
             | MdsRequest::PeerDecide(_)
             | MdsRequest::PeerOutcome(_)
             | MdsRequest::PeerLook(_)
@@ -692,7 +706,7 @@ impl Model {
         if node.attr.nlink > 0 || may_be_open {
             return;
         }
-        if node.attr.kind == FileKind::Regular {
+        if node.attr.layout.is_some() {
             self.destroyed.insert(ino);
         }
         self.nodes.remove(&ino);
@@ -722,11 +736,25 @@ impl Model {
         Ok(self.nodes[&ino].attr.clone())
     }
 
+    /// All requests are made near OST 0.
+    fn decide_layout(&mut self, ino: Ino) -> Result<Attr, Errno> {
+        let node = self.nodes.get_mut(&ino).ok_or(Errno::ESTALE)?;
+        match node.attr.kind {
+            FileKind::Regular => {
+                node.attr.layout = Some(Layout::on_one(OstIndex::new(0)));
+                Ok(node.attr.clone())
+            }
+            FileKind::Directory => Err(Errno::EISDIR),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
     fn create(&mut self, it: &Create, actual: &Result<MdsReply, Errno>) -> Result<Created, Errno> {
         let Some(ino) = self.find(it.parent, &it.name)? else {
             let made = |reply: &MdsReply| if let MdsReply::Create(made) = reply { Some(made.attr.ino) } else { None };
             let new = (FileKind::Regular, it.mode, it.uid, it.gid);
-            let attr = self.make((it.parent, &it.name), new, None, learned(actual, made))?;
+            let made = self.make((it.parent, &it.name), new, None, learned(actual, made))?;
+            let attr = self.decide_layout(made.ino)?;
             self.open(attr.ino)?;
             return Ok(Created { attr, is_new: true });
         };

@@ -64,6 +64,7 @@ pub struct Attr {
     pub mtime: Timestamp,
     /// Last change of the inode.
     pub ctime: Timestamp,
-    /// Where the bytes of a regular file live; `None` for other kinds.
+    /// Where the bytes of a regular file live; `None` for other kinds, and for a file for which that is not decided yet: it
+    /// has no bytes.
     pub layout: Option<Layout>,
 }

@@ -28,10 +28,7 @@ pub enum LayoutError {
 impl Layout {
     /// A layout over `osts`, in order.
     pub fn new(stripe_size_bytes: u32, osts: Vec<OstIndex>) -> Result<Layout, LayoutError> {
-        let size_ok = stripe_size_bytes.is_power_of_two() && (1 << 16..=1 << 30).contains(&stripe_size_bytes);
-        if !size_ok {
-            return Err(LayoutError::StripeSize(stripe_size_bytes));
-        }
+        check_stripe_size(stripe_size_bytes)?;
         if osts.is_empty() || osts.len() > limits::STRIPE_COUNT_MAX {
             return Err(LayoutError::StripeCount(osts.len()));
         }
@@ -57,6 +54,11 @@ impl Layout {
     pub fn stripes(&self) -> impl Iterator<Item = (StripeIndex, OstIndex)> + '_ {
         (0..).map(StripeIndex::new).zip(self.osts.iter().copied())
     }
+}
+
+pub(crate) fn check_stripe_size(bytes: u32) -> Result<(), LayoutError> {
+    let is_valid = bytes.is_power_of_two() && (1 << 16..=1 << 30).contains(&bytes);
+    if is_valid { Ok(()) } else { Err(LayoutError::StripeSize(bytes)) }
 }
 
 #[derive(Serialize, Deserialize)]

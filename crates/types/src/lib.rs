@@ -13,6 +13,8 @@ mod instance;
 mod layout;
 pub mod limits;
 mod name;
+mod policy;
+mod ready_made;
 
 pub use attr::{Attr, DeviceNumber, FileKind, Timestamp};
 pub use code::{Area, Code, Failure};
@@ -21,3 +23,5 @@ pub use ids::{ClientId, Ino, MdtIndex, NodeIndex, ObjectId, OstIndex, StripeInde
 pub use instance::{InstanceId, InvalidInstanceId};
 pub use layout::{Layout, LayoutError};
 pub use name::{InvalidName, Name};
+pub use policy::{LayoutPolicy, PolicyError, StripePattern};
+pub use ready_made::ReadyMade;

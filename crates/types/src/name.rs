@@ -43,6 +43,11 @@ impl Name {
         }
     }
 
+    /// A name that this crate has chosen, and tests.
+    pub(crate) fn of(name: &'static str) -> Name {
+        Name(name.as_bytes().to_vec())
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

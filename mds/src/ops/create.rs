@@ -1,18 +1,25 @@
 //! Makes a regular file, or finds it, and opens it.
 
-use burstfs_proto::mds::{Create, Created};
-use burstfs_types::{Errno, FileKind, Layout};
+use burstfs_proto::mds::{Create, Created, LayoutOrigin, WantedLayout};
+use burstfs_types::{Errno, FileKind};
 
+use super::layout;
 use crate::namespace::{Directory, Namespace, OpError};
-use crate::record::{Body, Dentry, Inode};
+use crate::record::{Body, Dentry, Inode, RegularFile};
 
 pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created, OpError> {
     let mut parent = ns.directory(request.parent)?;
     if let Some(dentry) = ns.dentry(request.parent, &request.name)? {
         return open_existing(ns, request, dentry);
     }
-    let inode = regular(ns, &parent, request.mode, (request.uid, request.gid), request.layout.clone());
+    let own = request.policy.map(|policy| WantedLayout { policy, origin: LayoutOrigin::Own });
+    let file = layout::new_file(own.unwrap_or_else(|| parent.layout.inherited()));
+    let mut inode = regular(ns, &parent, request.mode, (request.uid, request.gid), file);
     let ino = ns.make_inode(&inode)?;
+    if let Body::Regular(file) = &mut inode.body {
+        file.layout = Some(layout::choose(ns, file.wanted, ino, request.near)?);
+        ns.put_inode(ino, &inode);
+    }
     ns.add_entry(&mut parent, &request.name, ino, FileKind::Regular);
     ns.save_directory(parent);
     ns.effects.opened = Some(ino);
@@ -25,9 +32,9 @@ pub(super) fn regular(
     parent: &Directory,
     mode: u16,
     (uid, gid): (u32, u32),
-    layout: Layout,
+    file: RegularFile,
 ) -> Inode {
-    Inode::new(mode, uid, parent.group_for(gid), Body::Regular { layout }, ns.now)
+    Inode::new(mode, uid, parent.group_for(gid), Body::Regular(file), ns.now)
 }
 
 fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Result<Created, OpError> {

@@ -16,7 +16,7 @@ pub(crate) fn mkdir(ns: &mut Namespace<'_>, request: &Mkdir) -> Result<Attr, OpE
         return Err(OpError::Several);
     }
     let mode = request.mode | (parent.inode.mode & S_ISGID);
-    let body = Inode::directory(request.parent);
+    let body = Inode::directory(request.parent, parent.layout.inherited());
     let inode = Inode::new(mode, request.uid, parent.group_for(request.gid), body, ns.now);
     let ino = ns.make_inode(&inode)?;
     ns.add_entry(&mut parent, &request.name, ino, FileKind::Directory);

@@ -4,6 +4,7 @@ use burstfs_proto::mds::Mknod;
 use burstfs_types::{Attr, Errno, FileKind};
 
 use super::create::regular;
+use super::layout;
 use crate::namespace::{Namespace, OpError};
 use crate::record::{Body, Inode};
 
@@ -19,10 +20,7 @@ pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpE
         FileKind::Socket => special(Body::Socket),
         FileKind::Character(device) => special(Body::Character(device)),
         FileKind::Block(device) => special(Body::Block(device)),
-        FileKind::Regular => {
-            let layout = request.layout.clone().ok_or(Errno::EINVAL)?;
-            regular(ns, &parent, request.mode, owner, layout)
-        }
+        FileKind::Regular => regular(ns, &parent, request.mode, owner, layout::new_file(parent.layout.inherited())),
         FileKind::Directory | FileKind::Symlink => return Err(Errno::EPERM.into()),
     };
     let ino = ns.make_inode(&inode)?;

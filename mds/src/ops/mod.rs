@@ -10,6 +10,7 @@ mod close;
 mod create;
 mod get_attr;
 mod get_xattr;
+mod layout;
 mod link;
 mod list_xattr;
 mod lookup;
@@ -75,6 +76,11 @@ pub(crate) fn plan(request: &MdsRequest) -> Plan<'_> {
         MdsRequest::SetXattr(it) => Plan::ino(it.ino),
         MdsRequest::ListXattr(it) => Plan::ino(it.ino),
         MdsRequest::RemoveXattr(it) => Plan::ino(it.ino),
+        MdsRequest::GetLayout(it) => Plan::ino(it.ino),
+        MdsRequest::SetLayout(it) => Plan::ino(it.ino),
+        MdsRequest::DecideLayout(it) => Plan::ino(it.ino),
+        MdsRequest::ReserveAppend(it) => Plan::ino(it.ino),
+        MdsRequest::EndAppends(it) => Plan::ino(it.ino),
         MdsRequest::Statfs(_)
         | MdsRequest::PeerPrepare(_)
         | MdsRequest::PeerDecide(_)
@@ -111,6 +117,11 @@ pub(crate) fn run(ns: &mut Namespace<'_>, request: &MdsRequest) -> Result<MdsRep
         MdsRequest::SetXattr(it) => MdsReply::SetXattr(set_xattr::set_xattr(ns, it)?),
         MdsRequest::ListXattr(it) => MdsReply::ListXattr(list_xattr::list_xattr(ns, it)?),
         MdsRequest::RemoveXattr(it) => MdsReply::RemoveXattr(remove_xattr::remove_xattr(ns, it)?),
+        MdsRequest::GetLayout(it) => MdsReply::GetLayout(layout::get_layout(ns, it)?),
+        MdsRequest::SetLayout(it) => MdsReply::SetLayout(layout::set_layout(ns, it)?),
+        MdsRequest::DecideLayout(it) => MdsReply::DecideLayout(layout::decide_layout(ns, it)?),
+        MdsRequest::ReserveAppend(it) => MdsReply::ReserveAppend(layout::reserve_append(ns, it)?),
+        MdsRequest::EndAppends(it) => MdsReply::EndAppends(layout::end_appends(ns, it)?),
         // Answered by the driver: the count of inodes is not in the store, and transactions are not the operations' business.
         MdsRequest::Statfs(_)
         | MdsRequest::PeerPrepare(_)

@@ -70,7 +70,7 @@ impl Mdt {
         let new = self.with_namespace(|ns| {
             let parent = ns.directory(it.parent)?;
             let (mode, gid) = (it.mode | (parent.inode.mode & S_ISGID), parent.group_for(it.gid));
-            Ok(NewDirectory { mode, uid: it.uid, gid, parent: it.parent })
+            Ok(NewDirectory { mode, uid: it.uid, gid, parent: it.parent, layout: parent.layout.inherited() })
         });
         let new = new.map_err(|error| errno_of(&error))?;
         let mut plan = Plan::default();

@@ -92,7 +92,7 @@ pub(super) fn apply(ns: &mut Namespace<'_>, step: &Step, answered: Option<Named>
 }
 
 fn new_directory(ns: &Namespace<'_>, new: &NewDirectory) -> Inode {
-    Inode::new(new.mode, new.uid, new.gid, Inode::directory(new.parent), ns.now)
+    Inode::new(new.mode, new.uid, new.gid, Inode::directory(new.parent, new.layout), ns.now)
 }
 
 /// The file `ino` with another name.

@@ -56,7 +56,15 @@ impl Medium {
 }
 
 pub fn config(mdt: u16, mdts: u16) -> MdtConfig {
-    MdtConfig { mdt: MdtIndex::new(mdt), mdts, root_uid: 0, root_gid: 0, root_mode: 0o700 }
+    MdtConfig {
+        mdt: MdtIndex::new(mdt),
+        mdts,
+        root_uid: 0,
+        root_gid: 0,
+        root_mode: 0o700,
+        layout: LayoutPolicy::Auto,
+        has_ready_made: false,
+    }
 }
 
 /// The answer of a call that must not wait.
@@ -72,7 +80,7 @@ pub fn name(text: &str) -> Name {
 }
 
 pub fn layout() -> Layout {
-    Layout::on_one(OstIndex::new(3))
+    Layout::on_one(OstIndex::new(0))
 }
 
 /// One MDT with clients that number their requests.
@@ -209,7 +217,8 @@ impl Drop for Bench {
 }
 
 pub fn create(parent: Ino, text: &str) -> Create {
-    Create { parent, name: name(text), mode: 0o644, uid: 7, gid: 8, exclusive: false, layout: layout() }
+    let near = OstIndex::new(0);
+    Create { parent, name: name(text), mode: 0o644, uid: 7, gid: 8, exclusive: false, near, policy: None }
 }
 
 pub fn mkdir(parent: Ino, text: &str) -> Mkdir {

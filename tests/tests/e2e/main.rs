@@ -6,6 +6,7 @@ mod cancel;
 mod data;
 mod isolation;
 mod kills;
+mod layout;
 mod passthrough;
 mod power;
 mod request;

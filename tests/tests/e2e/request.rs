@@ -27,7 +27,8 @@ fn mistakes_are_refused_by_sbatch() -> Result<()> {
         refuses(s, &["capacity=100MiB per_node=100MiB"], &["E106"])?;
         refuses(s, &["capacity=100MiB", "stage_in source=in destination=/in"], &["E107"])?;
         refuses(s, &["capacity=100MiB", "stage_out source=/../x destination=/pfs/alice/x"], &["E107"])?;
-        refuses(s, &["capacity=100MiB layout=striped"], &["E108"])?;
+        refuses(s, &["capacity=100MiB layout=striped:count=0"], &["E103", "number of stripes"])?;
+        refuses(s, &["capacity=100MiB mode=private"], &["E108"])?;
         refuses(s, &["no_such_profile"], &["E109"])?;
         refuses(s, &["stage_out source=/out"], &["E10"])?;
         refuses(s, &["capacity='4GiB"], &["E101"])?;

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use burstfs_placement::{file_size, object_size};
 use burstfs_proto::mds::{GetAttr, SetAttr, SetTime};
 use burstfs_proto::oss::{Glimpse, ObjectAttr, SetTimes, Truncate};
-use burstfs_types::{Attr, FileKind, Ino, Layout, ObjectId, OstIndex, StripeIndex, Timestamp, limits};
+use burstfs_types::{Attr, Ino, Layout, ObjectId, OstIndex, StripeIndex, Timestamp, limits};
 use futures_util::future::{join_all, try_join_all};
 
 use super::ClientFs;
 use super::error::FsError;
-use super::file::{has_set_id, layout_of};
+use super::file::has_set_id;
 
 /// The most objects of one glimpse; the protocol's limit.
 const GLIMPSE_OBJECTS_MAX: usize = 4_096;
@@ -68,11 +68,12 @@ impl ClientFs {
         if has_set_id(attr.mode) {
             self.watch.set(ino);
         }
-        if let Some(size) = change.size {
-            self.truncate_objects(ino, layout_of(&attr)?, size).await?;
-        }
-        if attr.kind == FileKind::Regular {
-            self.set_object_times(&attr, &change).await?;
+        let attr = match change.size {
+            Some(size) => self.truncate(attr, size).await?,
+            None => attr,
+        };
+        if let Some(layout) = &attr.layout {
+            self.set_object_times(&attr, layout, &change).await?;
         }
         self.with_objects(attr).await
     }
@@ -90,7 +91,7 @@ impl ClientFs {
     }
 
     /// Gives the objects the times that the MDT has just been given, since objects' times count where there are objects.
-    async fn set_object_times(&self, attr: &Attr, change: &AttrChange) -> Result<(), FsError> {
+    async fn set_object_times(&self, attr: &Attr, layout: &Layout, change: &AttrChange) -> Result<(), FsError> {
         // Truncation has just set the objects' mtime to now, by the clock that all later writes go by.
         let by_truncation = change.size.is_some() && change.mtime == Some(SetTime::Now);
         let mtime = change.mtime.filter(|_| !by_truncation).map(|time| resolve(time, attr.mtime));
@@ -98,7 +99,7 @@ impl ClientFs {
         if mtime.is_none() && atime.is_none() {
             return Ok(());
         }
-        let set = layout_of(attr)?.stripes().map(|(stripe, ost)| {
+        let set = layout.stripes().map(|(stripe, ost)| {
             let object = ObjectId { ino: attr.ino, stripe };
             self.targets.oss(ost, SetTimes { object, atime, mtime })
         });
@@ -192,6 +193,8 @@ fn resolve(time: SetTime, now: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use burstfs_types::FileKind;
+
     use super::*;
 
     fn attr() -> Attr {

@@ -2,7 +2,7 @@
 
 use burstfs_placement::{extents, file_offset, file_size, object_size};
 use burstfs_proto::oss::{Allocate, AllocateMode, Append, ObjectAttr, Seek, SeekTarget, Sync, Write};
-use burstfs_types::{Layout, ObjectId, OstIndex, StripeIndex, limits};
+use burstfs_types::{Ino, Layout, ObjectId, OstIndex, StripeIndex, limits};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
@@ -65,11 +65,11 @@ struct Piece {
 }
 
 /// Cuts a range of a file into what one RPC each can carry, in file order.
-fn pieces(file: &OpenFile, offset: u64, len: usize) -> Vec<Piece> {
+fn pieces(ino: Ino, layout: &Layout, offset: u64, len: usize) -> Vec<Piece> {
     let mut pieces = Vec::with_capacity(1);
     let mut at = 0;
-    for extent in extents(file.layout(), offset, len as u64) {
-        let object = ObjectId { ino: file.ino(), stripe: extent.stripe };
+    for extent in extents(layout, offset, len as u64) {
+        let object = ObjectId { ino, stripe: extent.stripe };
         let mut object_offset = extent.object_offset;
         let mut left = usize::try_from(extent.len).unwrap_or(usize::MAX);
         while left > 0 {
@@ -86,7 +86,8 @@ impl ClientFs {
     /// without a copy.
     pub async fn read(&self, file: &OpenFile, offset: u64, len: usize) -> Result<Bytes, FsError> {
         let len = within_file(offset, len);
-        if let ([ost], false, true) = (file.layout().osts(), file.is_local(), len <= limits::RPC_BULK_MAX_BYTES) {
+        let Some(layout) = self.known_layout(file).await? else { return Ok(Bytes::new()) };
+        if let ([ost], false, true) = (layout.osts(), file.is_local(), len <= limits::RPC_BULK_MAX_BYTES) {
             let object = ObjectId { ino: file.ino(), stripe: StripeIndex::new(0) };
             return self.targets.read_remote(*ost, object, offset, len).await;
         }
@@ -99,8 +100,9 @@ impl ClientFs {
     /// Reads into `into`; how many bytes: fewer than there is room for only at the file's end.
     pub async fn read_into(&self, file: &OpenFile, offset: u64, into: &mut [u8]) -> Result<usize, FsError> {
         let len = within_file(offset, into.len());
+        let Some(layout) = self.known_layout(file).await? else { return Ok(0) };
         let into = &mut into[..len];
-        let pieces = pieces(file, offset, len);
+        let pieces = pieces(file.ino(), layout, offset, len);
         let got = match pieces.as_slice() {
             [] => return Ok(0),
             [piece] => vec![self.read_piece(piece, &mut into[..]).await?],
@@ -114,7 +116,7 @@ impl ClientFs {
                 try_join_all(reads).await?
             }
         };
-        let end = self.end_of_read(file, offset, len, &pieces, &got).await?;
+        let end = self.end_of_read((file.ino(), layout), (offset, len), &pieces, &got).await?;
         // A short piece in front of the end is a hole, or an object that is not there.
         for (piece, got) in pieces.iter().zip(got) {
             let hole = piece.at + got..(piece.at + piece.len).min(end);
@@ -132,19 +134,18 @@ impl ClientFs {
     /// How many of the `len` bytes from `offset` on the file has, when `got` is how much each piece brought.
     async fn end_of_read(
         &self,
-        file: &OpenFile,
-        offset: u64,
-        len: usize,
+        (ino, layout): (Ino, &Layout),
+        (offset, len): (u64, usize),
         pieces: &[Piece],
         got: &[usize],
     ) -> Result<usize, FsError> {
         let data_ends = pieces.iter().zip(got).filter(|(_, got)| **got > 0).map(|(piece, got)| piece.at + got);
         let data_end = data_ends.max().unwrap_or(0);
-        if data_end == len || file.layout().osts().len() == 1 {
+        if data_end == len || layout.osts().len() == 1 {
             return Ok(data_end);
         }
         // Only the other objects' lengths tell whether the file goes on behind the last byte that was found.
-        let size = size_of(file.layout(), &self.glimpse(file.ino(), file.layout()).await?);
+        let size = size_of(layout, &self.glimpse(ino, layout).await?);
         let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         Ok(left.clamp(data_end, len))
     }
@@ -157,10 +158,14 @@ impl ClientFs {
         data: WriteData<'_>,
         kill_set_id: bool,
     ) -> Result<(), FsError> {
-        let len = data.len();
-        check_size(offset.saturating_add(len as u64))?;
+        check_size(offset.saturating_add(data.len() as u64))?;
         self.kill_set_id(file, kill_set_id).await?;
-        let pieces = pieces(file, offset, len);
+        let layout = self.layout_to_fill(file).await?;
+        self.write_at((file.ino(), layout), offset, data).await
+    }
+
+    async fn write_at(&self, (ino, layout): (Ino, &Layout), offset: u64, data: WriteData<'_>) -> Result<(), FsError> {
+        let pieces = pieces(ino, layout, offset, data.len());
         match pieces.as_slice() {
             [piece] => self.write_piece(piece, data).await,
             pieces => try_join_all(pieces.iter().map(|piece| self.write_piece(piece, data))).await.map(drop),
@@ -176,14 +181,22 @@ impl ClientFs {
 
     /// Writes at the file's end, wherever other nodes have moved it to meanwhile. Returns how many bytes were written,
     /// and the file's size behind them: all, or as many as one RPC carries.
+    ///
+    /// A file with one stripe is appended to by its OST, and what fails leaves nothing. For a striped one the MDT hands out
+    /// the place: nobody else's append gets it, but until this one has written there, or if it fails, it reads as zeros.
     pub async fn append(
         &self,
         file: &OpenFile,
         data: WriteData<'_>,
         kill_set_id: bool,
     ) -> Result<(usize, u64), FsError> {
-        let [ost] = file.layout().osts() else { return Err(FsError::StripedAppend { ino: file.ino() }) };
         self.kill_set_id(file, kill_set_id).await?;
+        let layout = self.layout_to_fill(file).await?;
+        let [ost] = layout.osts() else {
+            let begin = self.reserve_append(file.ino(), layout, data.len() as u64).await?;
+            self.write_at((file.ino(), layout), begin, data).await?;
+            return Ok((data.len(), begin + data.len() as u64));
+        };
         let len = data.len().min(limits::RPC_BULK_MAX_BYTES);
         let object = ObjectId { ino: file.ino(), stripe: StripeIndex::new(0) };
         let bytes = &data.bytes()[..len];
@@ -203,7 +216,8 @@ impl ClientFs {
 
     /// `fsync(2)`, or `fdatasync(2)` when `data_only`.
     pub async fn fsync(&self, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
-        let syncs = file.layout().stripes().map(|(stripe, ost)| {
+        let Some(layout) = self.known_layout(file).await? else { return Ok(()) };
+        let syncs = layout.stripes().map(|(stripe, ost)| {
             let object = ObjectId { ino: file.ino(), stripe };
             self.targets.oss(ost, Sync { object, data_only })
         });
@@ -219,7 +233,11 @@ impl ClientFs {
         if mode != AllocateMode::PunchHole {
             check_size(end)?;
         }
-        let (layout, ino) = (file.layout(), file.ino());
+        let layout = match mode {
+            AllocateMode::PunchHole => self.known_layout(file).await?,
+            _ => Some(self.layout_to_fill(file).await?),
+        };
+        let (Some(layout), ino) = (layout, file.ino()) else { return Ok(()) };
         let allocations = layout.stripes().filter_map(|(stripe, ost)| {
             // What a range of the file covers of one object is one range there.
             let from = object_size(layout, stripe, range.offset);
@@ -232,12 +250,13 @@ impl ClientFs {
 
     /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`: where the next byte of data, or of a hole, is.
     pub async fn seek(&self, file: &OpenFile, target: SeekTarget, offset: u64) -> Result<u64, FsError> {
-        let layout = file.layout();
+        let Some(layout) = self.known_layout(file).await? else { return Err(FsError::BeyondEnd { offset }) };
         let size = size_of(layout, &self.glimpse(file.ino(), layout).await?);
         if offset >= size {
             return Err(FsError::BeyondEnd { offset });
         }
-        let seeks = layout.stripes().map(|(stripe, ost)| self.seek_in(file, stripe, ost, target, offset));
+        let seeks =
+            layout.stripes().map(|(stripe, ost)| self.seek_in((file.ino(), layout), (stripe, ost), target, offset));
         let found = try_join_all(seeks).await?.into_iter().flatten().min();
         match target {
             SeekTarget::Data => found.filter(|at| *at < size).ok_or(FsError::BeyondEnd { offset }),
@@ -249,21 +268,20 @@ impl ClientFs {
     /// The same in one object, as an offset in the file.
     async fn seek_in(
         &self,
-        file: &OpenFile,
-        stripe: StripeIndex,
-        ost: OstIndex,
+        (ino, layout): (Ino, &Layout),
+        (stripe, ost): (StripeIndex, OstIndex),
         target: SeekTarget,
         offset: u64,
     ) -> Result<Option<u64>, FsError> {
-        let from = object_size(file.layout(), stripe, offset);
-        let request = Seek { object: ObjectId { ino: file.ino(), stripe }, target, offset: from };
+        let from = object_size(layout, stripe, offset);
+        let request = Seek { object: ObjectId { ino, stripe }, target, offset: from };
         let found = self.targets.oss(ost, request).await?.offset;
         let found = match target {
             SeekTarget::Data => found,
             // From the end of an object on there is nothing but hole.
             SeekTarget::Hole => Some(found.unwrap_or(from)),
         };
-        Ok(found.map(|at| file_offset(file.layout(), stripe, at)))
+        Ok(found.map(|at| file_offset(layout, stripe, at)))
     }
 }
 

@@ -66,12 +66,9 @@ pub enum FsError {
         /// From where, bytes.
         offset: u64,
     },
-    /// Appending to a file with several objects: no server could do it atomically.
-    #[error("{ino} is striped: it cannot be appended to")]
-    StripedAppend {
-        /// The file.
-        ino: Ino,
-    },
+    /// An extended attribute that is not there.
+    #[error("there is no such attribute")]
+    NoAttribute,
     /// An argument that the file system does not know.
     #[error("{what} is not supported")]
     Unsupported {
@@ -101,7 +98,8 @@ impl FsError {
             FsError::NotRegular { .. } => Errno::EINVAL,
             FsError::TooLarge { .. } => Errno::EFBIG,
             FsError::BeyondEnd { .. } => Errno::ENXIO,
-            FsError::StripedAppend { .. } | FsError::Unsupported { .. } => Errno::EOPNOTSUPP,
+            FsError::NoAttribute => Errno::ENODATA,
+            FsError::Unsupported { .. } => Errno::EOPNOTSUPP,
             FsError::Invalid { .. } => Errno::EINVAL,
         }
     }

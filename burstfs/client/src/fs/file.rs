@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use burstfs_types::{Attr, Ino, Layout, ObjectId, StripeIndex};
+use burstfs_types::{Attr, FileKind, Ino, Layout, ObjectId, StripeIndex};
 
 use super::error::FsError;
 use super::targets::Targets;
@@ -13,19 +13,27 @@ use super::targets::Targets;
 /// Dropping one without closing it leaves the registration to the MDT, which drops it with the client.
 pub struct OpenFile {
     ino: Ino,
-    layout: Layout,
-    is_local: bool,
+    place: OnceLock<Place>,
     has_set_id: Arc<AtomicBool>,
     watch: Arc<SetIdWatch>,
+}
+
+/// Where a file's bytes live.
+struct Place {
+    layout: Layout,
+    is_local: bool,
 }
 
 impl OpenFile {
     /// The open file with these attributes, as the MDT's `Open` or `Create` gave them.
     pub(super) fn new(attr: &Attr, targets: &Targets, watch: &Arc<SetIdWatch>) -> Result<OpenFile, FsError> {
-        let layout = layout_of(attr)?.clone();
-        let is_local = layout.osts().iter().all(|ost| targets.is_local_ost(*ost));
+        let layout = layout_of(attr)?.cloned();
         let has_set_id = watch.enter(attr.ino, has_set_id(attr.mode));
-        Ok(OpenFile { ino: attr.ino, layout, is_local, has_set_id, watch: Arc::clone(watch) })
+        let file = OpenFile { ino: attr.ino, place: OnceLock::new(), has_set_id, watch: Arc::clone(watch) };
+        if let Some(layout) = layout {
+            file.place(layout, targets);
+        }
+        Ok(file)
     }
 
     /// The inode.
@@ -33,19 +41,28 @@ impl OpenFile {
         self.ino
     }
 
-    /// Where its bytes live; never changes.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
+    /// Where its bytes live; never changes. `None` as long as this node has not heard that it is decided.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.place.get().map(|place| &place.layout)
     }
 
-    /// Whether all its bytes live in this process, so that reading them needs no other node.
+    /// Takes note of the layout that the MDT has decided.
+    pub(super) fn place(&self, layout: Layout, targets: &Targets) -> &Layout {
+        let place = || {
+            let is_local = layout.osts().iter().all(|ost| targets.is_local_ost(*ost));
+            Place { layout, is_local }
+        };
+        &self.place.get_or_init(place).layout
+    }
+
+    /// Whether all its bytes are known to live in this process, so that reading them needs no other node.
     pub fn is_local(&self) -> bool {
-        self.is_local
+        self.place.get().is_some_and(|place| place.is_local)
     }
 
     /// The one object that has all its bytes, if there is just one and it is in this process.
     pub fn sole_local_object(&self) -> Option<ObjectId> {
-        let is_sole = self.is_local && self.layout.osts().len() == 1;
+        let is_sole = self.place.get().is_some_and(|place| place.is_local && place.layout.osts().len() == 1);
         is_sole.then_some(ObjectId { ino: self.ino, stripe: StripeIndex::new(0) })
     }
 
@@ -65,12 +82,12 @@ impl Drop for OpenFile {
     }
 }
 
-/// The layout of a regular file; the error that a system call on bytes gives for anything else.
-pub(super) fn layout_of(attr: &Attr) -> Result<&Layout, FsError> {
-    match (&attr.layout, attr.kind) {
-        (Some(layout), _) => Ok(layout),
-        (None, burstfs_types::FileKind::Directory) => Err(FsError::IsDirectory { ino: attr.ino }),
-        (None, _) => Err(FsError::NotRegular { ino: attr.ino }),
+/// The layout of a regular file, if it is decided; the error that a system call on bytes gives for anything else.
+pub(super) fn layout_of(attr: &Attr) -> Result<Option<&Layout>, FsError> {
+    match attr.kind {
+        FileKind::Regular => Ok(attr.layout.as_ref()),
+        FileKind::Directory => Err(FsError::IsDirectory { ino: attr.ino }),
+        _ => Err(FsError::NotRegular { ino: attr.ino }),
     }
 }
 

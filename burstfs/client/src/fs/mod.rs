@@ -6,7 +6,7 @@
 //!
 //! Does not own state that could grow old: no attribute, entry or byte is kept between two calls, so what one node has
 //! been told is done, every other node sees. The one exception is [`OpenFile`], which holds what never changes of an open
-//! file (its inode, its layout) and a hint about set-id bits.
+//! file (its inode, and its layout once it is decided) and a hint about set-id bits.
 //!
 //! Invariants:
 //! - the bytes of a regular file are its objects' bytes; the size is the end of the last byte that any object holds;
@@ -27,6 +27,7 @@ mod dir;
 mod error;
 mod file;
 mod gather;
+mod layout;
 mod namespace;
 mod remote;
 mod statfs;

@@ -1,14 +1,12 @@
 //! Names: lookup, making, removing, renaming.
 
-use burstfs_placement::layout_for_new_file;
 use burstfs_proto::mds::{
     Close, Create, GetAttr, Link, Lookup, Mkdir, Mknod, Open, Readlink, Rename, RenameMode, Rmdir, Symlink, Unlink,
 };
-use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, Name};
+use burstfs_types::{Attr, Errno, FileKind, Ino, LayoutPolicy, Name};
 
 use super::attr::AttrChange;
 use super::error::FsError;
-use super::file::layout_of;
 use super::{ClientFs, OpenFile};
 
 /// Who makes something: the new inode's owner and group.
@@ -31,8 +29,8 @@ pub struct NewFile {
     pub exclusive: bool,
     /// `O_TRUNC`: a file that is there already becomes empty.
     pub truncate: bool,
-    /// Where its bytes shall live; `None`: on this node.
-    pub layout: Option<Layout>,
+    /// The layout that it shall have; `None`: as its directory has it.
+    pub policy: Option<LayoutPolicy>,
 }
 
 /// Something else to make than a directory or an open file.
@@ -75,7 +73,6 @@ impl ClientFs {
 
     /// `open(2)` with `O_CREAT`.
     pub async fn create(&self, parent: Ino, name: &[u8], new: NewFile) -> Result<Opened, FsError> {
-        let layout = new.layout.unwrap_or_else(|| layout_for_new_file(self.local_ost()));
         let request = Create {
             parent,
             name: Name::new(name)?,
@@ -83,7 +80,8 @@ impl ClientFs {
             uid: new.owner.uid,
             gid: new.owner.gid,
             exclusive: new.exclusive,
-            layout,
+            near: self.local_ost(),
+            policy: new.policy,
         };
         let created = loop {
             match self.targets.mds(parent.mdt(), request.clone()).await {
@@ -120,10 +118,8 @@ impl ClientFs {
     async fn opened(&self, attr: Attr, truncate: bool) -> Result<Opened, FsError> {
         let ino = attr.ino;
         let finished = async {
+            let attr = if truncate { self.truncate(attr, 0).await? } else { attr };
             let file = OpenFile::new(&attr, &self.targets, &self.watch)?;
-            if truncate {
-                self.truncate_objects(ino, layout_of(&attr)?, 0).await?;
-            }
             let attr = self.with_objects(attr).await?;
             Ok(Opened { file, attr })
         };
@@ -157,7 +153,6 @@ impl ClientFs {
             mode: new.mode,
             uid: new.owner.uid,
             gid: new.owner.gid,
-            layout: (new.kind == FileKind::Regular).then(|| layout_for_new_file(self.local_ost())),
         };
         self.targets.mds(parent.mdt(), request).await
     }

@@ -9,16 +9,24 @@ use super::error::FsError;
 /// The name spaces that are stored. `system.*` is not among them: its names mean something to the kernel (ACLs) that
 /// nobody here would enforce.
 const NAME_SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+/// The name space of what the file system itself says of an inode; see `super::layout`.
+const OWN_SPACE: &[u8] = b"burstfs.";
 
 impl ClientFs {
     /// `getxattr(2)`.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        if name.starts_with(OWN_SPACE) {
+            return self.layout_attribute(ino, name).await;
+        }
         check_name(name)?;
         self.targets.mds(ino.mdt(), GetXattr { ino, name: name.to_vec() }).await
     }
 
     /// `setxattr(2)`.
     pub async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {
+        if name.starts_with(OWN_SPACE) {
+            return self.set_layout_attribute(ino, name, value).await;
+        }
         check_name(name)?;
         let request = SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
         self.targets.mds(ino.mdt(), request).await
@@ -31,6 +39,9 @@ impl ClientFs {
 
     /// `removexattr(2)`.
     pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
+        if name.starts_with(OWN_SPACE) {
+            return self.remove_layout_attribute(ino, name).await;
+        }
         check_name(name)?;
         self.targets.mds(ino.mdt(), RemoveXattr { ino, name: name.to_vec() }).await
     }

@@ -422,7 +422,7 @@ impl Filesystem for Adapter {
             owner: owner(request),
             exclusive: flags & libc::O_EXCL != 0,
             truncate: flags & libc::O_TRUNC != 0,
-            layout: None,
+            policy: None,
         };
         self.answer(
             reply,

@@ -22,7 +22,7 @@ use burstfs_proto::hello::Role;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
 use burstfs_proto::oss::{OssRequest, Remove};
 use burstfs_proto::service::{Bulk, Caller, MetadataService, NoBulk, ObjectService};
-use burstfs_types::{ClientId, Errno, Ino, InstanceId, MdtIndex, NodeIndex, OstIndex};
+use burstfs_types::{ClientId, Errno, Ino, InstanceId, LayoutPolicy, MdtIndex, NodeIndex, OstIndex};
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
@@ -44,10 +44,15 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// An instance of so many nodes.
     pub(crate) fn new(nodes: usize) -> Cluster {
+        Cluster::of_job(nodes, LayoutPolicy::default())
+    }
+
+    /// The same, for a job that asks for a layout.
+    pub(crate) fn of_job(nodes: usize, layout: LayoutPolicy) -> Cluster {
         let runtime = Runtime::new().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
-        let built = runtime.block_on(async { Builder::new(nodes, network, &directory).await });
+        let built = runtime.block_on(async { Builder::new((nodes, layout), network, &directory).await });
         Cluster {
             clients: built.clients,
             osts: built.osts,
@@ -98,14 +103,14 @@ struct Builder {
 }
 
 impl Builder {
-    async fn new(nodes: usize, network: Arc<dyn Transport>, directory: &TempDir) -> Builder {
+    async fn new((nodes, layout): (usize, LayoutPolicy), network: Arc<dyn Transport>, directory: &TempDir) -> Builder {
         let batches = Arc::<AtomicUsize>::default();
         let realm = Realm::new();
         let instance = InstanceId::new("test", 1, 0).unwrap();
         let (mut mdts, mut osts, mut servers, mut peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for node in 0..nodes {
             let peer = Arc::new(ChannelPeers::default());
-            let mdt = open_mdt(node, nodes, peer.clone());
+            let mdt = open_mdt((node, nodes), layout, peer.clone());
             let options = Options { capacity_bytes: CAPACITY, open_files_max: 256 };
             let ost = Arc::new(Ost::open(&directory.path().join(format!("ost{node}")), options).unwrap());
             let listener = network.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
@@ -146,9 +151,16 @@ impl Builder {
     }
 }
 
-fn open_mdt(node: usize, nodes: usize, peers: Arc<ChannelPeers>) -> Arc<Mdt> {
-    let config =
-        MdtConfig { mdt: MdtIndex::new(node as u16), mdts: nodes as u16, root_uid: 0, root_gid: 0, root_mode: 0o777 };
+fn open_mdt((node, nodes): (usize, usize), layout: LayoutPolicy, peers: Arc<ChannelPeers>) -> Arc<Mdt> {
+    let config = MdtConfig {
+        mdt: MdtIndex::new(node as u16),
+        mdts: nodes as u16,
+        root_uid: 0,
+        root_gid: 0,
+        root_mode: 0o777,
+        layout,
+        has_ready_made: false,
+    };
     let engine = Arc::new(MemoryEngine::new());
     Arc::new(Mdt::open(config, engine, peers, Arc::new(SystemClock)).unwrap())
 }
