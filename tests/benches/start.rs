@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use burstfs_tests::bench::{Aim, Row, differences, median, report};
@@ -235,9 +235,15 @@ fn run_staging(cluster: &Cluster, options: &[&str], script: &[&str]) -> Result<T
     })?;
     let runs: Vec<PathBuf> =
         NODES.into_iter().map(|node| cluster.on_node(node, "/run/burstfs")).collect::<Result<_>>()?;
-    let is_empty = |dir: &PathBuf| fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    let instance = format!(".{job}.0");
+    let is_there = |name: std::ffi::OsString| name.to_string_lossy().ends_with(&instance);
+    let is_gone = |dir: &PathBuf| {
+        fs::read_dir(dir).is_ok_and(|entries| !entries.flatten().any(|entry| is_there(entry.file_name())))
+    };
     // A look at four directories costs next to nothing, so that nothing is taken from what is measured.
-    while !runs.iter().all(is_empty) {
+    let waiting = Instant::now();
+    while !runs.iter().all(is_gone) {
+        ensure!(waiting.elapsed() < burstfs_tests::SOON, "the instance of job {job} does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
     let gone = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64() * 1000.0;
