@@ -11,4 +11,5 @@ mod passthrough;
 mod power;
 mod request;
 mod slurm;
+mod staging;
 mod start;

@@ -1,0 +1,74 @@
+//! Staging: what goes in and comes out again is what it was.
+
+use anyhow::{Context, Result, ensure};
+use burstfs_tests::{SOON, Scenario, scenario};
+
+/// A tree with every kind of entry, name, mode, time and hole that can be copied; run in an empty directory.
+const TORTURE: &str = r#"set -e
+umask 022
+mkdir -p dir/empty links/sub many deep odd
+for size in 0 1 4095 4096 4097 262143 262144 262145 1048577 40000000; do head -c $size /dev/urandom > dir/len-$size; done
+setfattr -n user.colour -v blue dir/len-1; setfattr -n user.colour -v red dir; setfattr -n user.empty dir/len-0
+mode=0; for f in dir/len-*; do chmod $(printf %o $((0400 + mode))) $f; mode=$((mode + 7)); done
+printf 'new\nline' > "$(printf 'odd/new\nline')"; printf x > "$(printf 'odd/\377\376 not utf-8')"
+touch 'odd/ ' 'odd/-rf' 'odd/"quote" \back' "odd/$(printf 'n%.0s' $(seq 255))"
+ln -s /nowhere/at/all odd/dangling; ln -s ../dir odd/to-dir
+head -c 1000 /dev/urandom > links/a; for n in 1 2 3; do ln links/a links/sub/b$n; done; ln links/a dir/far
+: > links/empty; ln links/empty links/sub/empty
+truncate -s 100M odd/sparse; for at in 1 40 99; do head -c 5000 /dev/urandom | dd of=odd/sparse bs=1M seek=$at conv=notrunc status=none; done
+truncate -s 5M odd/hole
+for n in $(seq 1500); do echo $n > many/file-$n; done
+d=deep; for n in $(seq 30); do d=$d/directory-of-a-long-name-$n; done; mkdir -p $d; echo bottom > $d/file
+chmod 6755 links/a; chmod 1555 dir/empty; chmod 2750 many
+touch -h -d '1969-12-31 23:59:58.123456789 UTC' odd/dangling dir/len-4095
+touch -d '2039-01-01 00:00:00.000000001 UTC' dir/len-4096 deep
+touch -d '2001-02-03 04:05:06.7' dir/empty odd many
+chmod 500 dir; touch -d '1999-01-01' dir
+"#;
+
+/// Differences of two trees of `/pfs`, as rsync finds them, contents compared; all extended attributes, and the holes.
+fn differences(s: &Scenario<'_>, a: &str, b: &str) -> Result<String> {
+    let script = format!(
+        "rsync -aHXSni --checksum --delete {a}/ {b}/\n\
+         for d in {a} {b}; do (cd $d && getfattr -Rhd --absolute-names . 2>/dev/null | md5sum); done | uniq -u\n\
+         [ $(stat -c %b {b}/odd/sparse) -lt 1000 ] && [ $(stat -c %b {b}/odd/hole) -lt 100 ] || echo no holes"
+    );
+    let output = s.cluster.try_sh_as("node1", "alice", &script)?;
+    Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn a_tree_of_everything_comes_back_as_it_was() -> Result<()> {
+    scenario("torture", |s| {
+        let dir = s.dir("alice")?;
+        let made = s.cluster.try_sh_as("node1", "alice", &format!("mkdir {dir}/in && cd {dir}/in && {TORTURE}"))?;
+        ensure!(made.status.success(), "the tree: {}", String::from_utf8_lossy(&made.stderr));
+        let job = |script: &str| -> Result<_> {
+            let job = s
+                .job("alice")?
+                .burstfs("per_node=400MiB")
+                .burstfs(format!("stage_in source={dir}/in/ destination=/tree"))
+                .burstfs(format!("stage_out source=/tree/ destination={dir}/out"))
+                .script(script)
+                .submit()?;
+            job.wait_success(SOON)?;
+            let receipt = job.receipt()?;
+            receipt.ensure_complete()?;
+            Ok((job, receipt))
+        };
+        // On a node that holds a part of the tree only.
+        let (first, _) = job("srun -N1 -n1 -w node3 stat -c 'links %h' $BURSTFS/tree/links/a")?;
+        ensure!(first.output()?.contains("links 5"), "{}", first.output()?);
+        let found = differences(s, &format!("{dir}/in"), &format!("{dir}/out"))?;
+        ensure!(found.is_empty(), "the tree differs from what came back of it:\n{found}");
+        let (second, _) = job("true")?;
+        let receipt = std::fs::read_to_string(second.file(&format!("burstfs-{}.receipt.json", second.id)))?;
+        let receipt: serde_json::Value = serde_json::from_str(&receipt).context("the receipt")?;
+        let entries = receipt["entries"].as_array().context("the receipt has no entries")?;
+        let moved: Vec<_> = entries.iter().filter(|entry| entry["state"] != "unchanged").collect();
+        ensure!(!entries.is_empty() && moved.is_empty(), "staged again, these moved: {moved:?}");
+        let found = differences(s, &format!("{dir}/in"), &format!("{dir}/out"))?;
+        ensure!(found.is_empty(), "after the second time:\n{found}");
+        Ok(())
+    })
+}
