@@ -10,14 +10,21 @@ use crate::instance::{Instance, suite};
 
 const OPERATIONS: u32 = 20_000;
 
-/// Not here: operations through MAP_SHARED, which is refused (docs/semantics.md).
-const CONFIG: &str = "
+/// On the node that holds the file, everything.
+const NEAR: &str = "
+mapread = 10
+mapwrite = 10
+";
+/// Elsewhere not what uses MAP_SHARED, which is refused (docs/semantics.md).
+const FAR: &str = "
+mapread = 0
+mapwrite = 0
+";
+const WEIGHTS: &str = "
 [weights]
 close_open = 1
 read = 10
 write = 10
-mapread = 0
-mapwrite = 0
 truncate = 5
 fsync = 1
 fdatasync = 1
@@ -32,10 +39,10 @@ copy_file_range = 3
 fn fsx() -> Result<()> {
     scenario("fsx", |s| {
         let program = suite(s, "fsx")?;
-        fs::write(s.path("alice")?.join("fsx.toml"), CONFIG)?;
         let instance = Instance::start(s)?;
         // The file lives where it is made: on node1.
-        for (file, maker, node) in [("near", "node1", "node1"), ("far", "node1", "node2")] {
+        for (file, maker, node, mapped) in [("near", "node1", "node1", NEAR), ("far", "node1", "node2", FAR)] {
+            fs::write(s.path("alice")?.join("fsx.toml"), format!("{WEIGHTS}{mapped}"))?;
             let file = format!("{}/{file}", instance.mount);
             as_alice(s, maker, &format!("touch {file}"))?;
             let dir = s.dir("alice")?;

@@ -18,7 +18,8 @@ impl<'a> Instance<'a> {
     pub(crate) fn start(scenario: &Scenario<'a>) -> Result<Instance<'a>> {
         let job = scenario
             .job("alice")?
-            .burstfs("capacity=1GiB")
+            // Enough on each node that its own files are the kernel's.
+            .burstfs("capacity=1600MiB")
             .script("mkdir -m 1777 $BURSTFS/open && echo ready; until [ -e go ]; do sleep 0.05; done")
             .submit()?;
         job.wait_line("ready")?;
