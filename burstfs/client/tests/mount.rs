@@ -372,6 +372,10 @@ fn extended_attributes() {
     assert_eq!(listed, HashSet::from([b"user.a".as_slice(), b"user.big"]));
     rustix::fs::removexattr(&theirs, "user.a").unwrap();
     assert_eq!(sys(rustix::fs::getxattr(&mine, "user.a", &mut value)), Some(Errno::ENODATA));
+    // Version 2, nothing permitted: the kernel passes on only what has this form.
+    let capability = [[0, 0, 0, 2].as_slice(), &[0; 16]].concat();
+    assert_eq!(sys(set("security.capability", &capability, XattrFlags::empty())), Some(Errno::EOPNOTSUPP));
+    assert_eq!(sys(rustix::fs::getxattr_query(&mine, "security.capability")), Some(Errno::ENODATA));
     assert_eq!(sys(set("system.posix_acl_access", &[2, 0, 0, 0], XattrFlags::empty())), Some(Errno::EOPNOTSUPP));
 }
 

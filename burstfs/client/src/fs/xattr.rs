@@ -1,7 +1,8 @@
 //! Extended attributes.
 
+use burstfs_proto::Rpc;
 use burstfs_proto::mds::{GetXattr, ListXattr, RemoveXattr, SetXattr, XattrMode};
-use burstfs_types::{Ino, limits};
+use burstfs_types::{Errno, Ino, limits};
 
 use super::ClientFs;
 use super::error::FsError;
@@ -12,11 +13,18 @@ const NAME_SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 /// The name space of what the file system itself says of an inode; see `super::layout`.
 const OWN_SPACE: &[u8] = b"burstfs.";
 
+/// What a program may do that is not started by root. The mount is nosuid, where it means nothing; but the kernel asks for
+/// it before the first write to each file. So it cannot be set, and nobody has to be asked whether it was.
+const CAPABILITY: &[u8] = b"security.capability";
+
 impl ClientFs {
     /// `getxattr(2)`.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
         if name.starts_with(OWN_SPACE) {
             return self.layout_attribute(ino, name).await;
+        }
+        if name == CAPABILITY {
+            return Err(FsError::Refused { rpc: GetXattr::NAME, errno: Errno::ENODATA });
         }
         check_name(name)?;
         self.targets.mds(ino.mdt(), GetXattr { ino, name: name.to_vec() }).await
@@ -26,6 +34,9 @@ impl ClientFs {
     pub async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {
         if name.starts_with(OWN_SPACE) {
             return self.set_layout_attribute(ino, name, value).await;
+        }
+        if name == CAPABILITY {
+            return Err(FsError::Unsupported { what: "a capability of a file on a nosuid mount" });
         }
         check_name(name)?;
         let request = SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
