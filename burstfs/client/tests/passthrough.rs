@@ -10,12 +10,13 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burstfs_types::Errno;
 use rustix::fs::{FallocateFlags, fallocate};
 use support::cluster::{CAPACITY, Cluster};
-use support::mount::{Mounted, mounts, own_namespace};
+use support::mount::{LocalFiles, Mounted, mounts, own_namespace};
 
 fn errno<T>(result: io::Result<T>) -> Option<Errno> {
     result.err().map(|error| Errno::from(&error))
@@ -301,6 +302,45 @@ fn what_the_kernel_writes_beyond_the_share_is_told_at_fsync_and_close() {
     assert_eq!(fs::read(there.join("early")).unwrap(), vec![1; 2 * MIB as usize]);
     assert_eq!(sys(fallocate(&filler, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, 16 * MIB)), None);
     assert_eq!((errno(early.sync_all()), errno(close(early))), (None, None));
+}
+
+#[test]
+fn a_full_device_is_told_to_the_write() {
+    own_namespace();
+    let directory = tempfile::tempdir().unwrap();
+    let (image, device) = (directory.path().join("image"), directory.path().join("device"));
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    fs::create_dir(&device).unwrap();
+    let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program}");
+    };
+    run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
+    run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), device.as_ref()]);
+    {
+        let cluster = Cluster::new_in(1, &device);
+        let local = LocalFiles { ost: cluster.osts()[0].clone(), data: cluster.directory() };
+        let mount = Mounted::new(cluster.client(0), Some(local), cluster.runtime());
+        fs::write(mount.join("other"), vec![1; 8 << 20]).unwrap();
+        let file = read_write(&mount.join("f"));
+        let fill = |mut end: u64| loop {
+            match file.write_at(&vec![2; 1 << 20], end) {
+                Ok(count) => end += count as u64,
+                Err(error) => break (end, Errno::from(&error)),
+            }
+        };
+        let (end, full) = fill(0);
+        assert!(full == Errno::ENOSPC && end > 20 << 20, "{end} {full}");
+        assert_eq!((errno(file.sync_all()), file.metadata().unwrap().len()), (None, end));
+        assert!(fs::read(mount.join("f")).unwrap().iter().all(|byte| *byte == 2));
+        assert!(rustix::fs::statvfs(mount.path()).unwrap().f_bavail < 1 << 8);
+        // Space comes back, though the kernel may still know the file.
+        fs::remove_file(mount.join("other")).unwrap();
+        while fill(end).0 < end + (4 << 20) {
+            std::thread::yield_now();
+        }
+        assert_eq!(errno(close(file)), None);
+    }
+    run("umount", &[device.as_ref()]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -49,8 +50,17 @@ impl Cluster {
 
     /// The same, for a job that asks for a layout.
     pub(crate) fn of_job(nodes: usize, layout: LayoutPolicy) -> Cluster {
+        Cluster::build(nodes, layout, &std::env::temp_dir())
+    }
+
+    /// The same, with its data below `parent`.
+    pub(crate) fn new_in(nodes: usize, parent: &Path) -> Cluster {
+        Cluster::build(nodes, LayoutPolicy::default(), parent)
+    }
+
+    fn build(nodes: usize, layout: LayoutPolicy, parent: &Path) -> Cluster {
         let runtime = Runtime::new().unwrap();
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir_in(parent).unwrap();
         let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
         let built = runtime.block_on(async { Builder::new((nodes, layout), network, &directory).await });
         Cluster {
@@ -79,7 +89,7 @@ impl Cluster {
     }
 
     /// Where the OSTs' directories are.
-    pub(crate) fn directory(&self) -> &std::path::Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
