@@ -18,7 +18,7 @@ use crate::bindings::{
 };
 use crate::host::Host;
 use crate::job_script::{self, Script};
-use crate::submit::{self, Submission};
+use crate::submit::{self, Refused, Submission};
 use crate::{slurm_conf, task};
 
 /// The name by which Slurm knows the plugin; the option's variables are named for it.
@@ -40,6 +40,9 @@ pub static plugin_version: c_uint = SLURM_VERSION_NUMBER;
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "Slurm's names")]
 pub static spank_plugin_version: c_uint = 1;
+
+/// The exit status of sbatch, salloc and srun when a value of an option is refused.
+const REFUSED_STATUS: c_int = 255;
 
 const SUCCESS: c_int = 0;
 const FAILURE: c_int = -1;
@@ -279,8 +282,19 @@ pub unsafe extern "C" fn slurm_spank_init_post_opt(spank: spank_t, argc: c_int, 
         // SAFETY: Slurm's arguments.
         let config = unsafe { remember_arguments(argc, argv) };
         let Some(submission) = state().submission.take() else { return SUCCESS };
-        submission.finish(&Slurm(spank), &config, &submit::user_values()).map_or(FAILURE, |()| SUCCESS)
+        match submission.finish(&Slurm(spank), &config, &submit::user_values()) {
+            Ok(()) => SUCCESS,
+            Err(Refused) => refuse_submission(),
+        }
     })
+}
+
+/// Ends the command, as Slurm does when an option's callback fails: some mistakes show only after the last option, and to a
+/// failure of this callback Slurm answers with another exit status and two lines about plugins. Nothing is submitted yet, and
+/// Slurm itself would call `exit` here.
+fn refuse_submission() -> ! {
+    // SAFETY: the command has one thread, and its handlers are those that run when Slurm exits at this place.
+    unsafe { libc::exit(REFUSED_STATUS) }
 }
 
 /// # Safety

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use burstfs_node::journal::{Standing, Step};
-use burstfs_types::InstanceId;
+use burstfs_types::{Failure, InstanceId};
 use serde::Serialize;
 
 use crate::error::NodeError;
@@ -30,17 +30,32 @@ struct Row {
     reason: Option<String>,
 }
 
-/// The instances on this node, as a table or as JSON.
-pub(crate) fn run(settings: &Settings, json: bool) -> Result<String, NodeError> {
+/// Prints the instances on this node, as a table or as JSON. A node whose NVMe is not there is an error, after what is known
+/// without it: nobody can say what is kept on it.
+pub(crate) fn run(settings: &Settings, json: bool) -> Result<(), NodeError> {
     let run_base = RunBase::open(&settings.run_dir)?;
-    let instances = stop::known(settings, &run_base)?;
+    let storage = Storage::open(&settings.nvme);
+    let instances = stop::known_in(&run_base, storage.as_ref().ok())?;
     let rows: Result<Vec<Row>, NodeError> =
         instances.into_iter().map(|instance| row(settings, &run_base, instance)).collect();
     let rows = rows?;
     if json {
         let text = serde_json::to_string(&rows);
-        return text.map_err(|source| NodeError::Damaged { path: "the list".to_owned(), source });
+        println!("{}", text.map_err(|source| NodeError::Damaged { path: "the list".to_owned(), source })?);
+    } else if storage.is_ok() || !rows.is_empty() {
+        print!("{}", table(rows));
     }
+    storage.map(drop).map_err(|failure| {
+        let message = format!(
+            "{}; either this machine is no compute node of burstfs, or its NVMe is not mounted (`nvme` in the configuration \
+             says where it should be)",
+            failure.message
+        );
+        Failure::new(failure.code, message).into()
+    })
+}
+
+fn table(rows: Vec<Row>) -> String {
     let mut out = format!("{:<24} {:<12} {:<12} {:>16} {}\n", "INSTANCE", "USER", "STATE", "CAPACITY", "REASON");
     for row in rows {
         let capacity = row.capacity_bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
@@ -48,7 +63,7 @@ pub(crate) fn run(settings: &Settings, json: bool) -> Result<String, NodeError> 
         let instance = row.instance.to_string();
         out.push_str(&format!("{instance:<24} {user:<12} {:<12} {capacity:>16} {reason}\n", row.state));
     }
-    Ok(out)
+    out
 }
 
 fn row(settings: &Settings, run_base: &RunBase, instance: InstanceId) -> Result<Row, NodeError> {

@@ -87,8 +87,8 @@ fn command(arguments: &[String]) -> Result<(), NodeError> {
         ["start"] => start::run(&settings()?, &request::environment),
         ["stop"] => stop::run(&settings()?, &request::environment),
         ["recover"] => recover::run(&settings()?),
-        ["list"] => list::run(&settings()?, false).map(|text| print!("{text}")),
-        ["list", "--json"] => list::run(&settings()?, true).map(|text| println!("{text}")),
+        ["list"] => list::run(&settings()?, false),
+        ["list", "--json"] => list::run(&settings()?, true),
         ["gc", instance] => list::collect(&settings()?, &parse(instance)?),
         _ => Err(NodeError::Usage(USAGE.to_owned())),
     }

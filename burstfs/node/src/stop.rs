@@ -35,10 +35,18 @@ fn tell(instance: &InstanceId, held: &Option<burstfs_types::Failure>, warnings: 
 
 /// Every instance of which anything is on this node.
 pub(crate) fn known(settings: &Settings, run_base: &RunBase) -> Result<Vec<InstanceId>, NodeError> {
+    let storage = Storage::open(&settings.nvme);
+    if let Err(failure) = &storage {
+        log::warning!("{failure}");
+    }
+    known_in(run_base, storage.ok().as_ref())
+}
+
+/// Every instance of which anything is in these places.
+pub(crate) fn known_in(run_base: &RunBase, storage: Option<&Storage>) -> Result<Vec<InstanceId>, NodeError> {
     let mut instances = run_base.instances()?;
-    match Storage::open(&settings.nvme) {
-        Ok(storage) => instances.extend(storage.instances()?),
-        Err(failure) => log::warning!("{failure}"),
+    if let Some(storage) = storage {
+        instances.extend(storage.instances()?);
     }
     instances.sort();
     instances.dedup();

@@ -38,6 +38,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("hostile_data_tree", hostile_data_tree),
     ("busy_mount", busy_mount),
     ("held_and_gc", held_and_gc),
+    ("list_without_an_nvme", list_without_an_nvme),
     ("reboot_with_data_in_use", reboot_with_data_in_use),
     ("reboot_while_starting", reboot_while_starting),
     ("requeued_job", requeued_job),
@@ -376,6 +377,18 @@ fn reboot(node: &Node, job: &Job) {
     fs::remove_dir(node.path("nvme")).unwrap();
     fs::rename(node.path("aside/nvme"), node.path("nvme")).unwrap();
     fs::remove_dir(node.path("aside")).unwrap();
+}
+
+fn list_without_an_nvme(node: &Node) {
+    fs::rename(node.path("nvme"), node.path("away")).unwrap();
+    for (words, printed) in [(&["list"][..], ""), (&["list", "--json"], "[]\n")] {
+        let output = node.command(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), printed);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("E201") && said.contains("no compute node"), "{said}");
+    }
+    fs::rename(node.path("away"), node.path("nvme")).unwrap();
 }
 
 fn reboot_with_data_in_use(node: &Node) {
