@@ -1,7 +1,11 @@
-//! Whether the job still starts, asked of Slurm while a start goes on.
+//! What Slurm says of the job while an instance lives on this node.
 //!
-//! The daemon of node 0 asks as well, and tells all others, so that this is seldom the first to know: it ends the wait for
-//! a daemon that says nothing, or that waits for others in vain. Such a node would keep a cancelled job from its end.
+//! While it starts: whether the job still does. The daemon of node 0 asks as well, and tells all others, so that this is seldom
+//! the first to know: it ends the wait for a daemon that says nothing, or that waits for others in vain. Such a node would
+//! keep a cancelled job from its end.
+//!
+//! While the job runs, seldom: whether it is over although no epilog came. A `slurmctld` that was killed before it had saved
+//! its state has forgotten that the job has nodes, and ends nothing there.
 //!
 //! Owns the `scontrol` that it runs, one at a time. Whoever uses it polls [`JobWatch::child`] and comes back at
 //! [`JobWatch::due`]. A `slurmctld` that does not answer is asked again: its absence says nothing about the job.
@@ -20,6 +24,8 @@ use crate::process;
 const FIRST: Duration = Duration::from_secs(2);
 /// Between two questions on a small job.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Between two questions while the job runs.
+const INTERVAL_RUNNING: Duration = Duration::from_secs(300);
 /// The share of one node in the interval: all nodes of a job together ask 50 times a second at most.
 const INTERVAL_PER_NODE: Duration = Duration::from_millis(20);
 /// How long one question may take.
@@ -29,10 +35,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct JobWatch {
     job_id: u32,
+    aim: Aim,
     interval: Duration,
     /// When to ask next; while a question is open, when to give it up.
     due: Duration,
     question: Option<Question>,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Aim {
+    Starting,
+    Running,
 }
 
 #[derive(Debug)]
@@ -43,9 +57,20 @@ struct Question {
 
 impl JobWatch {
     /// Of a start on `nodes` nodes that begins `now`.
-    pub(crate) fn new(job_id: u32, nodes: usize, now: Duration) -> JobWatch {
-        let interval = INTERVAL.max(INTERVAL_PER_NODE * u32::try_from(nodes).unwrap_or(u32::MAX));
-        JobWatch { job_id, interval, due: now + FIRST.max(interval), question: None }
+    pub(crate) fn of_start(job_id: u32, nodes: usize, now: Duration) -> JobWatch {
+        let interval = INTERVAL.max(share(nodes));
+        JobWatch { job_id, aim: Aim::Starting, interval, due: now + FIRST.max(interval), question: None }
+    }
+
+    /// Of a job that runs on `nodes` nodes.
+    pub(crate) fn of_run(job_id: u32, nodes: usize, now: Duration) -> JobWatch {
+        let interval = INTERVAL_RUNNING.max(share(nodes));
+        JobWatch { job_id, aim: Aim::Running, interval, due: now + interval, question: None }
+    }
+
+    /// Whether it watches a job that runs.
+    pub(crate) fn is_of_run(&self) -> bool {
+        self.aim == Aim::Running
     }
 
     /// When [`JobWatch::look`] has something to do, at the latest.
@@ -58,7 +83,8 @@ impl JobWatch {
         self.question.as_ref().map(|question| question.pidfd.as_fd())
     }
 
-    /// Asks if it is time to, hears the answer if there is one; the job's state when it does not start any more.
+    /// Asks if it is time to, hears the answer if there is one; the job's state when it does not
+    /// start any more, or does not run any more.
     pub(crate) fn look(&mut self, now: Duration) -> Option<String> {
         match &self.question {
             Some(question) => {
@@ -69,7 +95,11 @@ impl JobWatch {
                 }
                 self.due = now + self.interval;
                 let answer = self.question.take()?.answer(has_ended)?;
-                state_of(&answer).filter(|state| !is_starting(state)).map(str::to_owned)
+                let is_news = |state: &&str| match self.aim {
+                    Aim::Starting => !is_starting(state),
+                    Aim::Running => is_over(state),
+                };
+                state_of(&answer).filter(is_news).map(str::to_owned)
             }
             None if now >= self.due => {
                 self.question = Question::ask(self.job_id);
@@ -81,12 +111,24 @@ impl JobWatch {
     }
 }
 
+fn share(nodes: usize) -> Duration {
+    INTERVAL_PER_NODE * u32::try_from(nodes).unwrap_or(u32::MAX)
+}
+
+/// The job's state, asked now, when it is over.
+pub(crate) fn state_if_over(job_id: u32) -> Option<String> {
+    let question = Question::ask(job_id)?;
+    let has_ended = matches!(process::wait_readable(question.pidfd.as_fd(), Some(PATIENCE)), Ok(true));
+    let answer = question.answer(has_ended)?;
+    state_of(&answer).filter(|state| is_over(state)).map(str::to_owned)
+}
+
 impl Question {
     /// `scontrol` finds Slurm's configuration as this process does, in its environment.
     fn ask(job_id: u32) -> Option<Question> {
         let mut command = Command::new("scontrol");
         command.args(["show", "job", &job_id.to_string()]);
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.inspect_err(|error| log::info!("cannot run scontrol: {error}")).ok()?;
         let pid = Pid::from_raw(child.id().cast_signed());
         match pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) {
@@ -104,10 +146,13 @@ impl Question {
         if !has_ended {
             return None;
         }
-        let mut said = Vec::new();
-        self.child.stdout.take()?.read_to_end(&mut said).ok()?;
-        let status = self.child.wait().ok()?;
-        status.success().then(|| String::from_utf8_lossy(&said).into_owned())
+        let (mut said, mut complained) = (String::new(), String::new());
+        self.child.stdout.take()?.read_to_string(&mut said).ok()?;
+        self.child.stderr.take()?.read_to_string(&mut complained).ok()?;
+        match self.child.wait().ok()?.success() {
+            true => Some(said),
+            false => complained.contains(NO_SUCH_JOB).then(|| format!("JobState={FORGOTTEN}")),
+        }
     }
 }
 
@@ -124,6 +169,29 @@ fn state_of(shown: &str) -> Option<&str> {
     line?.split_whitespace().next()
 }
 
+/// Slurm's words for a job that it does not know.
+const NO_SUCH_JOB: &str = "Invalid job id";
+/// As the state of such a job.
+const FORGOTTEN: &str = "FORGOTTEN";
+
+/// Slurm has ended the job on all nodes that it believes the job has. A job that is COMPLETING still has epilogs to come.
+fn is_over(state: &str) -> bool {
+    const OVER: [&str; 11] = [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+        FORGOTTEN,
+    ];
+    OVER.contains(&state)
+}
+
 /// CONFIGURING and RUNNING are the states of a job whose prologs run; PENDING shows for a moment after a requeue.
 fn is_starting(state: &str) -> bool {
     matches!(state, "CONFIGURING" | "RUNNING" | "PENDING")
@@ -138,12 +206,15 @@ mod tests {
         let shown = "JobId=7 JobName=JobState=x\n   UserId=alice(7001)\n   JobState=COMPLETING Reason=None\n";
         assert_eq!(state_of(shown), Some("COMPLETING"));
         assert_eq!(state_of("slurm_load_jobs error\n"), None);
-        assert!(is_starting("RUNNING") && !is_starting("CANCELLED"));
+        assert!(is_starting("RUNNING") && !is_starting("CANCELLED") && !is_starting(FORGOTTEN));
+        assert!(is_over("CANCELLED") && is_over(FORGOTTEN));
+        assert!(["RUNNING", "COMPLETING", "PENDING", "SUSPENDED"].iter().all(|state| !is_over(state)));
     }
 
     #[test]
     fn many_nodes_ask_seldom() {
-        assert_eq!(JobWatch::new(1, 4, Duration::ZERO).due(), Duration::from_secs(2));
-        assert_eq!(JobWatch::new(1, 1_000, Duration::ZERO).due(), Duration::from_secs(20));
+        assert_eq!(JobWatch::of_start(1, 4, Duration::ZERO).due(), Duration::from_secs(2));
+        assert_eq!(JobWatch::of_start(1, 1_000, Duration::ZERO).due(), Duration::from_secs(20));
+        assert_eq!(JobWatch::of_run(1, 4, Duration::ZERO).due(), Duration::from_secs(300));
     }
 }

@@ -67,7 +67,7 @@ pub(crate) enum Event {
     DaemonEnded(String),
     /// The job's end on this node.
     Stop,
-    /// Slurm says that the job does not start any more; its state.
+    /// Slurm says that the job does not start any more, or, once it ran, that it is over; its state.
     JobEnded(String),
     /// [`Machine::deadline`] has passed.
     TimedOut,
@@ -212,7 +212,11 @@ impl Machine {
                 Vec::new()
             }
             Event::Said(DaemonMessage::Ready { environment }) => self.become_ready(environment),
-            Event::Said(DaemonMessage::Failed(failure)) => self.fail(failure, false, true),
+            // A daemon tells the others itself, unless it has no proof of who it is.
+            Event::Said(DaemonMessage::Failed(failure)) => {
+                let announce = failure.code == Code::Identity;
+                self.fail(failure, announce, true)
+            }
             Event::Said(DaemonMessage::Drained { .. }) => {
                 let failure = Failure::new(Code::Internal, "burstfsd said that it has drained before it was ready");
                 self.fail(failure, true, false)
@@ -272,7 +276,8 @@ impl Machine {
 
     fn while_ready(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
-            Event::Stop => self.begin_drain(now),
+            // Slurm has ended the job without an epilog here: none will come.
+            Event::Stop | Event::JobEnded(_) => self.begin_drain(now),
             Event::DaemonEnded(words) => self.restart_serving(&words, now),
             Event::TimedOut => vec![
                 Action::Warn(Failure::new(Code::DaemonLost, "burstfsd did not come back in time after its restart")),
@@ -287,8 +292,9 @@ impl Machine {
                 Vec::new()
             }
             Event::Said(DaemonMessage::Failed(failure)) => vec![Action::Warn(failure)],
-            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Drained { .. })
-            | Event::JobEnded(_) => Vec::new(),
+            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Drained { .. }) => {
+                Vec::new()
+            }
         }
     }
 
@@ -442,9 +448,13 @@ mod tests {
     #[test]
     fn a_failed_start_is_recorded_and_undone() {
         let failure = Failure::new(Code::StageInFailed, "no such file");
-        for (event, announced) in
-            [(Event::Said(DaemonMessage::Failed(failure)), false), (ended(), true), (Event::TimedOut, true)]
-        {
+        let unproved = Failure::new(Code::Identity, "munged does not answer");
+        for (event, announced) in [
+            (Event::Said(DaemonMessage::Failed(failure)), false),
+            (Event::Said(DaemonMessage::Failed(unproved)), true),
+            (ended(), true),
+            (Event::TimedOut, true),
+        ] {
             for phase in [Phase::Starting, Phase::StagingIn] {
                 let actions = machine(phase).apply(event.clone(), Duration::ZERO);
                 let Action::RecordFailed { announce, .. } = &actions[0] else { panic!("{actions:?}") };
@@ -473,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_has_ended_ends_its_start_and_nothing_else() {
+    fn a_job_that_has_ended_ends_its_start_or_its_run() {
         let event = || Event::JobEnded("COMPLETING".to_owned());
         for phase in [Phase::Starting, Phase::StagingIn] {
             let actions = machine(phase).apply(event(), Duration::ZERO);
@@ -482,9 +492,11 @@ mod tests {
             );
             assert_eq!(finish(&actions), Some(&Finish::Fail));
         }
-        for phase in [Phase::Ready, Phase::Lost, Phase::Cancelling, Phase::Draining, Phase::Ending] {
+        for phase in [Phase::Cancelling, Phase::Draining, Phase::Ending] {
             assert_eq!(machine(phase).apply(event(), Duration::ZERO), []);
         }
+        let actions = machine(Phase::Ready).apply(event(), Duration::ZERO);
+        assert_eq!(actions[0], Action::Journal(Step::Drain), "no epilog will come");
     }
 
     #[test]

@@ -1,20 +1,27 @@
 //! `burstfs-node recover`: finishes or undoes what a crash or a reboot left, at boot and on demand.
 //!
 //! An instance in use whose daemon still serves is left alone although its supervisor is gone: its job works, and would
-//! lose its open files. The job's end takes it over. One whose daemon is gone as well is brought back.
+//! lose its open files. The job's end takes it over. One whose daemon is gone as well is brought back. One whose job is over
+//! for Slurm, or forgotten, is ended: no epilog will come.
+
+use std::time::Duration;
 
 use burstfs_node::journal::Standing;
 use burstfs_node::outcome::Verdict;
 use burstfs_types::InstanceId;
 
 use crate::error::NodeError;
+use crate::job_watch;
 use crate::log;
-use crate::node_socket::Connection;
+use crate::node_socket::{Connection, Reply, Request};
 use crate::settings::Settings;
 use crate::stop;
 use crate::store::{InstanceDir, RunBase, Storage};
 use crate::supervise::Mode;
 use crate::takeover;
+
+/// How long a supervisor may take to answer: it may be busy unmounting.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Goes through all instances; one that cannot be recovered does not keep the others from it.
 pub(crate) fn run(settings: &Settings) -> Result<(), NodeError> {
@@ -35,8 +42,10 @@ pub(crate) fn run(settings: &Settings) -> Result<(), NodeError> {
 fn recover(settings: &Settings, run_base: &RunBase, instance: &InstanceId) -> Result<&'static str, NodeError> {
     let standing = standing(settings, instance)?;
     if let Some(run) = run_base.find(instance)? {
-        if Connection::open(run.dir()).is_some() {
-            return Ok("has its supervisor");
+        if let Some(supervisor) = Connection::open(run.dir()) {
+            let Some(state) = job_watch::state_if_over(instance.job_id()) else { return Ok("has its supervisor") };
+            log::warning!("{instance}: the job is {state}, and no epilog came");
+            return ask_to_end(supervisor);
         }
         let launch = takeover::launch_of_this_boot(&run);
         let failed = matches!(run.outcome()?.map(|outcome| outcome.verdict), Some(Verdict::Failed { .. }));
@@ -59,6 +68,15 @@ fn recover(settings: &Settings, run_base: &RunBase, instance: &InstanceId) -> Re
         log::warning!("{instance}: {warning}");
     }
     Ok(if report.held.is_some() { "is held" } else { "is removed" })
+}
+
+/// The end itself is not waited for: it needs the other nodes, too.
+fn ask_to_end(mut supervisor: Connection) -> Result<&'static str, NodeError> {
+    supervisor.send(&Request::Stop)?;
+    Ok(match supervisor.wait::<Reply>(Some(PATIENCE)) {
+        Some(_) => "is being ended",
+        None => "has a supervisor that does not answer",
+    })
 }
 
 /// What is known about the instance's data; `None` when there is none.

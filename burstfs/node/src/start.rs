@@ -48,10 +48,10 @@ fn record_failure(
 ) -> Result<(), NodeError> {
     log::error!("{instance}: {failure}");
     let node = variables("SLURMD_NODENAME").unwrap_or_else(|| "a node".to_owned());
-    let announcement = announce::failure(&Place { instance: instance.clone(), node }, &failure);
+    let announcement = announce::failure(Place { instance: instance.clone(), node }, failure.clone());
     let recorded = run_base.make(instance)?.write_outcome(&Outcome::failed(instance.clone(), failure));
     if let Some(announcement) = announcement {
-        announcement.wait();
+        announcement.wait(Duration::ZERO);
     }
     recorded
 }

@@ -83,7 +83,7 @@ struct Supervisor {
     /// Registers files for the daemon that serves the mount.
     broker: Option<BrokerProcess>,
     machine: Machine,
-    /// While a start goes on.
+    /// While a start goes on, and while the job runs.
     job_watch: Option<JobWatch>,
     epoch: Instant,
     is_recorded: bool,
@@ -110,7 +110,7 @@ pub(crate) fn run(run_dir: &Path, instance: &InstanceId, mode: Mode) -> Result<(
     let mut supervisor = Supervisor {
         cgroups: Cgroups::find(&launch.cgroup_name()),
         machine: Machine::new(Phase::Starting, patience, Duration::ZERO),
-        job_watch: Some(JobWatch::new(instance.job_id(), launch.description.nodes.len(), Duration::ZERO)),
+        job_watch: Some(JobWatch::of_start(instance.job_id(), launch.description.nodes.len(), Duration::ZERO)),
         epoch: Instant::now(),
         launch,
         run_base,
@@ -370,7 +370,7 @@ impl Supervisor {
     fn record_failed(&mut self, failure: Failure, announce: bool) {
         log::error!("{failure}");
         if announce {
-            self.announcement = announce::failure(&announce::Place::of(&self.launch.description), &failure);
+            self.announcement = announce::failure(announce::Place::of(&self.launch.description), failure.clone());
         }
         if !self.is_recorded {
             self.record(&Outcome::failed(self.instance().clone(), failure));
@@ -463,12 +463,18 @@ impl Supervisor {
         events
     }
 
-    /// The job's state, if it does not start any more although this is a start.
+    /// The job's state, if it does not start any more although this is a start, or is over although it should run.
     fn look_at_job(&mut self) -> Option<String> {
-        if !matches!(self.machine.phase(), Phase::Starting | Phase::StagingIn) {
-            self.job_watch = None;
-        }
         let now = self.now();
+        match self.machine.phase() {
+            Phase::Starting | Phase::StagingIn => {}
+            Phase::Ready | Phase::Lost if self.job_watch.as_ref().is_some_and(JobWatch::is_of_run) => {}
+            Phase::Ready | Phase::Lost => {
+                let description = &self.launch.description;
+                self.job_watch = Some(JobWatch::of_run(description.instance.job_id(), description.nodes.len(), now));
+            }
+            Phase::Cancelling | Phase::Draining | Phase::Ending => self.job_watch = None,
+        }
         self.job_watch.as_mut().and_then(|watch| watch.look(now))
     }
 
@@ -593,7 +599,7 @@ impl Supervisor {
         }
         self.cgroups.remove();
         if let Some(announcement) = self.announcement.take() {
-            announcement.wait();
+            announcement.wait(Duration::from_millis(self.launch.description.timeouts.start_ms));
         }
         let _ = self.hear_clients();
         self.remove_run_dir(&finish);

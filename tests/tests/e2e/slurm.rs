@@ -44,9 +44,8 @@ fn slurmd_is_killed_and_returns() -> Result<()> {
 #[test]
 fn slurmd_returns_after_the_end() -> Result<()> {
     scenario("slurmd-late", |s| {
-        s.allow("node2");
-        s.allow("Unable to");
-        s.allow("error");
+        s.allow("error: Nodes node2 not responding");
+        s.allow("error: Unable to register: Unable to contact slurm controller");
         let job = waiting(s)?;
         job.wait_line("written")?;
         s.cluster.control(&["slurmd", "kill", "node2"])?;
@@ -111,7 +110,6 @@ fn restart_slurm(s: &Scenario<'_>) -> Result<()> {
 fn wrong_prolog_flags_are_said_loudly() -> Result<()> {
     scenario("prolog-flags", |s| {
         s.allow_failed_start("E121");
-        s.allow("error");
         let outcome = set_prolog_flags(s, "Alloc").and_then(|()| {
             match s.job("alice")?.burstfs("capacity=100MiB").script("echo ran").submit() {
                 Ok(job) => job.wait_failure(SOON, &["E121", "DeferBatch"]),
@@ -127,6 +125,103 @@ fn wrong_prolog_flags_are_said_loudly() -> Result<()> {
         restart_slurm(s)?;
         outcome?;
         ensure!(log.is_ok(), "slurmd's log does not say it: {log:?}");
+        Ok(())
+    })
+}
+
+const DAEMON: &str = "/opt/burstfs/libexec/burstfs/burstfsd";
+
+/// From now on `burstfsd` of a node waits before it does anything, until [`let_go`].
+fn hold_daemon(s: &mut Scenario<'_>, node: &str) -> Result<()> {
+    let wait = "until [ -e /run/go ]; do sleep 0.05; done; exec /run/burstfsd \"$@\"";
+    let hold = format!(
+        "cp {DAEMON} /run/burstfsd; printf '#!/bin/sh\\n%s\\n' '{wait}' > /run/held; chmod 755 /run/held /run/burstfsd\n\
+         mount --bind /run/held {DAEMON}"
+    );
+    s.change(node, &hold, &format!("umount {DAEMON}; rm -f /run/go /run/held /run/burstfsd"))
+}
+
+fn let_go(s: &Scenario<'_>, node: &str) -> Result<()> {
+    s.cluster.sh(node, "touch /run/go").map(drop)
+}
+
+/// Waits until every node has begun with the instance.
+fn wait_begun(s: &Scenario<'_>, job: &Job<'_>) -> Result<()> {
+    let instance = job.instance(0)?;
+    for node in burstfs_tests::NODES {
+        let dir = s.cluster.on_node(node, &format!("/run/burstfs/{instance}"))?;
+        wait_until(&format!("{instance} on {node}"), SOON, || Ok(dir.exists()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn slurmctld_is_killed_during_a_start() -> Result<()> {
+    scenario("ctld-kill", |s| {
+        hold_daemon(s, "node4")?;
+        let job = s.job("alice")?.burstfs("capacity=100MiB").script("sleep 1000").submit()?;
+        wait_begun(s, &job)?;
+        let instance = job.instance(0)?;
+        s.cluster.control(&["ctld", "kill"])?;
+        let_go(s, "node4")?;
+        // Its absence says nothing about the job.
+        for node in burstfs_tests::NODES {
+            let log = s.cluster.logs(node).join(format!("burstfs/{instance}.log"));
+            wait_until(&format!("the file system on {node}"), SOON, || {
+                Ok(fs::read_to_string(&log).is_ok_and(|log| log.contains("STARTING -> READY")))
+            })?;
+        }
+        s.cluster.control(&["ctld", "start"])?;
+        // What Slurm still knows of the job depends on when it last saved its state: perhaps not that it has nodes, and then
+        // there are no epilogs.
+        let cancelled = s.cluster.try_sh("ctl", &format!("scancel {}", job.id))?;
+        let said = String::from_utf8_lossy(&cancelled.stderr).into_owned();
+        ensure!(cancelled.status.success() || said.contains("Invalid job id"), "{said}");
+        let is_over = || Ok(!["RUNNING", "COMPLETING"].contains(&job.state().unwrap_or_default().as_str()));
+        wait_until("the job to be over", SOON, is_over)?;
+        for node in burstfs_tests::NODES {
+            s.cluster.sh(node, "/opt/burstfs/sbin/burstfs-node recover")?;
+        }
+        for node in burstfs_tests::NODES {
+            let dir = s.cluster.on_node(node, &format!("/run/burstfs/{instance}"))?;
+            wait_until(&format!("the end of {instance} on {node}"), SOON, || Ok(!dir.exists()))?;
+        }
+        // A slurmd that registers is told to end what it still has of the job, unless slurmctld has only just started.
+        s.allow(&format!("error: Registered JobId={} StepId={}.extern in state CANCELLED", job.id, job.id));
+        s.allow(&format!(
+            "error: job_epilog_complete: JobId={} is non-running slurmctld and slurmd out of sync",
+            job.id
+        ));
+        for node in burstfs_tests::NODES {
+            wait_until(&format!("Slurm to have left the job on {node}"), SOON, || {
+                let has_left = s.cluster.pids(node, "slurmstepd")?.is_empty();
+                if !has_left {
+                    s.cluster.control(&["slurmd", "restart", node])?;
+                }
+                Ok(has_left)
+            })?;
+        }
+        s.cluster.control(&["wait-idle"]).map(drop)
+    })
+}
+
+#[test]
+fn munged_is_down_on_a_node() -> Result<()> {
+    scenario("munge", |s| {
+        s.allow_failed_start("E208");
+        hold_daemon(s, "node2")?;
+        let job = s.job("alice")?.burstfs("capacity=100MiB").script("echo ran").submit()?;
+        wait_begun(s, &job)?;
+        s.cluster.sh("node2", "pkill -x munged; while pgrep -x munged; do sleep 0.05; done")?;
+        let log = format!("burstfs/{}.log", job.instance(0)?);
+        let_go(s, "node2")?;
+        let said = wait_until("node2 to say why", SOON, || {
+            Ok(fs::read_to_string(s.cluster.logs("node2").join(&log)).is_ok_and(|log| log.contains("E208")))
+        });
+        s.cluster.sh("node2", "setpriv --reuid munge --regid munge --clear-groups munged --force")?;
+        said?;
+        job.wait_failure(SOON, &["E208", "node2"])?;
+        ensure!(!job.output()?.contains("ran"));
         Ok(())
     })
 }
