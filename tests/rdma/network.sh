@@ -3,7 +3,7 @@
 #
 #   loop: rxe0 over 10.99.0.1, which both ends use
 #   pair: rxe1 over 10.99.0.1 and rxe2 over 10.99.0.2, the ends of a veth pair. What goes from one address to the other really
-#         crosses it, so that it can be cut (ip link set v1 down) and disturbed (tc qdisc ... dev v1 root netem ...).
+#         crosses it, so that it can be cut (network_cut) and disturbed (tc qdisc ... dev v1 root netem ...).
 
 network_loop() {
   ip link show rd0 >/dev/null 2>&1 || ip link add rd0 type dummy
@@ -31,4 +31,16 @@ network_pair() {
   ip rule del pref 0
   rdma link add rxe1 type rxe netdev v1
   rdma link add rxe2 type rxe netdev v2
+}
+
+# The pair's cable, pulled and put back. Not `ip link set down`: what a soft device sends through an interface that is down
+# breaks its queues for good, those of its connection manager too.
+network_cut() {
+  tc qdisc replace dev v1 root netem loss 100%
+  tc qdisc replace dev v2 root netem loss 100%
+}
+
+network_mend() {
+  tc qdisc del dev v1 root
+  tc qdisc del dev v2 root
 }

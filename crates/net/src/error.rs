@@ -107,6 +107,9 @@ pub enum ProtocolError {
         /// By the bytes.
         actual: u32,
     },
+    /// A piece of a message over RDMA that makes no sense.
+    #[error("a piece of a message {0}")]
+    Piece(&'static str),
     /// A body that the caller may not send.
     #[error("a body of {0} bytes is over the limit of {max}", max = limits::RPC_BODY_MAX_BYTES)]
     BodyTooLong(usize),
@@ -168,7 +171,8 @@ impl RpcError {
                 | ProtocolError::UnknownReply { .. }
                 | ProtocolError::BothWays { .. }
                 | ProtocolError::Overrun { .. }
-                | ProtocolError::Checksum { .. } => Remedy::Resend,
+                | ProtocolError::Checksum { .. }
+                | ProtocolError::Piece(_) => Remedy::Resend,
                 ProtocolError::BodyTooLong(_) | ProtocolError::BulkTooLong(_) | ProtocolError::Reply(_) => Remedy::Fail,
             },
         }

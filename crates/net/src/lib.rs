@@ -1,4 +1,4 @@
-//! How burstfs's processes reach one another: transports, the RPC client and server, and the proof of identity.
+//! How burstfs's processes reach one another: transports (in-process, TCP, RDMA), the RPC client and server, and the proof of identity.
 //!
 //! ```text
 //!   caller -> Channel -> Link  ~~~ Transport ~~~  ServerLink -> serve() -> Handler
@@ -28,6 +28,9 @@ mod error;
 mod hello;
 mod inproc;
 mod munge;
+mod network;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod region;
 pub mod rendezvous;
 mod resends;
@@ -43,6 +46,9 @@ pub use channel::{Channel, ChannelLimits, Client, Deadline};
 pub use error::{ProtocolError, Remedy, RpcError, Waiting};
 pub use inproc::InProcess;
 pub use munge::Munge;
+pub use network::{Choice, Network};
+#[cfg(feature = "rdma")]
+pub use rdma::{Rdma, RdmaConfig};
 pub use region::{Region, RegionPool, RegionTooLarge, Source};
 pub use server::{Handler, ServerConfig, ServerHandle, ServerLimits, serve};
 pub use tcp::{Tcp, TcpConfig};

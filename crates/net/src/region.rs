@@ -1,8 +1,8 @@
 //! Memory that bulk data travels in.
 //!
 //! A pool bounds what all of its regions take together and keeps some memory for the next ones, so that a transfer
-//! neither allocates nor faults pages in. Its blocks are powers of two from 4 KiB on: what an RDMA transport registers
-//! once and hands out with its key.
+//! neither allocates nor faults pages in. Its blocks are powers of two from 4 KiB on. A pool of registered memory has its
+//! blocks from an arena that an RDMA device reaches; it serves any other transport as well.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,9 +10,11 @@ use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+#[cfg(feature = "rdma")]
+use burstfs_verbs::{Arena, Block, Hold};
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 const UNIT_BYTES: usize = 4096;
 
@@ -24,6 +26,10 @@ struct Inner {
     limit_units: usize,
     units: Arc<Semaphore>,
     spare: Mutex<Spare>,
+    /// A block came back: registered memory that had too many small ones in it may have a large one now.
+    returned: Arc<Notify>,
+    #[cfg(feature = "rdma")]
+    arena: Option<Arena>,
 }
 
 /// Blocks that wait for their next use, by their length.
@@ -46,9 +52,16 @@ pub struct RegionTooLarge {
 impl RegionPool {
     /// A pool whose regions take at most `limit_bytes` together; on top of it at most an eighth as much is kept spare.
     pub fn new(limit_bytes: usize) -> RegionPool {
-        let limit_units = (limit_bytes / UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        let units = Arc::new(Semaphore::new(limit_units));
-        RegionPool(Arc::new(Inner { limit_units, units, spare: Mutex::default() }))
+        RegionPool(Arc::new(Inner::new(limit_bytes)))
+    }
+
+    /// A pool of registered memory.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn registered(arena: Arena, limit_bytes: usize) -> RegionPool {
+        let inner = Inner::new(limit_bytes);
+        let returned = inner.returned.clone();
+        arena.on_return(move || returned.notify_waiters());
+        RegionPool(Arc::new(Inner { arena: Some(arena), ..inner }))
     }
 
     /// A region of `len` bytes with anything in it; waits until the pool has so much, in the order of asking.
@@ -57,10 +70,16 @@ impl RegionPool {
         if units == 0 {
             return Ok(Region::default());
         }
-        match self.0.units.clone().acquire_many_owned(units).await {
-            Ok(permit) => Ok(self.fill(len, permit)),
+        let Ok(permit) = self.0.units.clone().acquire_many_owned(units).await else {
             // The pool's semaphore is never closed.
-            Err(_) => Err(RegionTooLarge { len, limit: 0 }),
+            return Err(RegionTooLarge { len, limit: 0 });
+        };
+        loop {
+            let returned = self.0.returned.notified();
+            if let Some(memory) = self.0.memory(block_len(len)) {
+                return Ok(Region { memory, len, home: Some((self.0.clone(), permit)) });
+            }
+            returned.await;
         }
     }
 
@@ -70,7 +89,9 @@ impl RegionPool {
         if units == 0 {
             return Ok(Some(Region::default()));
         }
-        Ok(self.0.units.clone().try_acquire_many_owned(units).ok().map(|permit| self.fill(len, permit)))
+        let Ok(permit) = self.0.units.clone().try_acquire_many_owned(units) else { return Ok(None) };
+        let memory = self.0.memory(block_len(len));
+        Ok(memory.map(|memory| Region { memory, len, home: Some((self.0.clone(), permit)) }))
     }
 
     /// Bytes that regions take now, in whole blocks.
@@ -90,13 +111,6 @@ impl RegionPool {
             _ => Err(RegionTooLarge { len, limit: self.limit_bytes() }),
         }
     }
-
-    fn fill(&self, len: usize, permit: OwnedSemaphorePermit) -> Region {
-        let block_len = block_len(len);
-        let spare = self.0.take_spare(block_len);
-        let block = spare.unwrap_or_else(|| vec![0; block_len].into_boxed_slice());
-        Region { block, len, home: Some((self.0.clone(), permit)) }
-    }
 }
 
 /// Bytes of the block that holds a region of `len` bytes.
@@ -105,6 +119,34 @@ fn block_len(len: usize) -> usize {
 }
 
 impl Inner {
+    fn new(limit_bytes: usize) -> Inner {
+        let limit_units = (limit_bytes / UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        Inner {
+            limit_units,
+            units: Arc::new(Semaphore::new(limit_units)),
+            spare: Mutex::default(),
+            returned: Arc::default(),
+            #[cfg(feature = "rdma")]
+            arena: None,
+        }
+    }
+
+    /// Memory of so many bytes. Registered memory may be in pieces, or not be had; what is in use comes back.
+    fn memory(&self, block_len: usize) -> Option<Memory> {
+        #[cfg(feature = "rdma")]
+        if let Some(arena) = &self.arena {
+            return match arena.take(block_len) {
+                Ok(block) => block.map(Memory::Registered),
+                Err(error) => {
+                    tracing::debug!(%error, "no more memory can be registered");
+                    None
+                }
+            };
+        }
+        let spare = self.take_spare(block_len);
+        Some(Memory::Heap(spare.unwrap_or_else(|| vec![0; block_len].into_boxed_slice())))
+    }
+
     fn take_spare(&self, block_len: usize) -> Option<Box<[u8]>> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let block = spare.blocks.get_mut(&block_len)?.pop()?;
@@ -124,22 +166,75 @@ impl Inner {
 /// Owned memory of a pool; goes back to it when dropped.
 #[derive(Default)]
 pub struct Region {
-    block: Box<[u8]>,
+    memory: Memory,
     len: usize,
     home: Option<(Arc<Inner>, OwnedSemaphorePermit)>,
 }
 
+enum Memory {
+    Heap(Box<[u8]>),
+    #[cfg(feature = "rdma")]
+    Registered(Block),
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::Heap(Box::default())
+    }
+}
+
 impl Region {
+    /// Bytes, also while a device has them.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Keeps the first `len` bytes; does nothing where there are fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// What keeps the bytes where they are while a device reads them; `None` where they are in memory that none reaches.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        match &self.memory {
+            Memory::Registered(block) => Some(block.hold()),
+            Memory::Heap(_) => None,
+        }
+    }
+
+    /// Takes registered memory out, for a device to write to. The region has no bytes until it is put back.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn take_block(&mut self) -> Option<Block> {
+        match mem::take(&mut self.memory) {
+            Memory::Registered(block) => Some(block),
+            heap @ Memory::Heap(_) => {
+                self.memory = heap;
+                None
+            }
+        }
+    }
+
+    /// Puts back what was taken out.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn put_block(&mut self, block: Block) {
+        self.memory = Memory::Registered(block);
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
         if let Some((pool, permit)) = self.home.take() {
-            pool.keep(mem::take(&mut self.block));
+            match mem::take(&mut self.memory) {
+                Memory::Heap(block) => pool.keep(block),
+                #[cfg(feature = "rdma")]
+                Memory::Registered(block) => drop(block),
+            }
             drop(permit);
         }
     }
@@ -149,13 +244,21 @@ impl Deref for Region {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.block[..self.len]
+        match &self.memory {
+            Memory::Heap(block) => &block[..self.len],
+            #[cfg(feature = "rdma")]
+            Memory::Registered(block) => &block[..self.len],
+        }
     }
 }
 
 impl DerefMut for Region {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.block[..self.len]
+        match &mut self.memory {
+            Memory::Heap(block) => &mut block[..self.len],
+            #[cfg(feature = "rdma")]
+            Memory::Registered(block) => &mut block[..self.len],
+        }
     }
 }
 

@@ -293,6 +293,10 @@ impl Shared {
         let Some(running) = requests.start(xid, oldest).await else {
             return exchange.discard();
         };
+        if exchange.prepare().await.is_err() {
+            // Without its connection nobody waits for the reply; what has run not at all is sent again.
+            return exchange.discard();
+        }
         let caller = Caller { client: peer.client, xid, oldest_unanswered: oldest };
         let result = self.handler.handle(&peer, caller, opcode, &body, exchange.bulk()).await;
         exchange.reply(result);

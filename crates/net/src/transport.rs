@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use burstfs_proto::hello::Refusal;
-use burstfs_proto::service::Bulk;
+use burstfs_proto::service::{Bulk, BulkError};
 use burstfs_types::{Errno, Xid};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -200,7 +200,13 @@ pub struct Inbound {
 }
 
 /// One request's bulk memory, and the way of its reply. Dropped without a reply, it answers `EIO`.
+#[async_trait]
 pub trait Exchange: Bulk + 'static {
+    /// Makes the bulk memory ready for the service; called once, before anything else. May wait for memory of the server's.
+    async fn prepare(&mut self) -> Result<(), BulkError> {
+        Ok(())
+    }
+
     /// Sends the reply; after an error nothing that was put counts.
     fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>);
 

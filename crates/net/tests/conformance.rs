@@ -34,6 +34,15 @@ macro_rules! conformance {
                 super::$test(super::tcp()).await;
             })*
         }
+
+        #[cfg(feature = "rdma")]
+        mod over_rdma {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "needs an RDMA device (make rdma-test)"]
+            async fn $test() {
+                super::$test(super::rdma()).await;
+            })*
+        }
     };
 }
 

@@ -280,7 +280,8 @@ fn parameters(terms: Terms<'_>) -> sys::rdma_conn_param {
         responder_resources: terms.reads_served,
         initiator_depth: terms.reads_made,
         flow_control: 1,
-        retry_count: 7,
+        // Soft-RoCE takes 7 for ever.
+        retry_count: 6,
         // A receiver that is not ready is a fault, not something to wait for.
         rnr_retry_count: 0,
         srq: 0,

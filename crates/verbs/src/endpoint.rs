@@ -36,7 +36,7 @@ pub struct Depths {
 }
 
 /// Memory at the peer, as it said.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Remote {
     /// Where.
     pub address: u64,
@@ -74,7 +74,7 @@ pub enum Done {
 }
 
 /// Memory that the peer may reach.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Exposure {
     number: u64,
     /// What the peer needs to reach it.
@@ -93,7 +93,7 @@ struct Outstanding<T> {
 struct Exposed {
     window: Window,
     lent: Lent,
-    key: u32,
+    remote: Remote,
 }
 
 /// An end of a connection. `T` is what posters leave with their requests.
@@ -252,8 +252,9 @@ impl<T> Endpoint<T> {
                 self.sends += 1;
                 self.silent += 1;
                 window.set_key(key);
-                let number = self.exposed.put(Exposed { window, lent, key });
-                Ok(Exposure { number, remote: Remote { address, key } })
+                let remote = Remote { address, key };
+                let number = self.exposed.put(Exposed { window, lent, remote });
+                Ok(Exposure { number, remote })
             }
             Err(error) => {
                 self.windows.push(window);
@@ -270,7 +271,7 @@ impl<T> Endpoint<T> {
         // SAFETY: all-zero is a value of this plain structure.
         let mut request: sys::ibv_send_wr = unsafe { std::mem::zeroed() };
         request.opcode = sys::IBV_WR_LOCAL_INV;
-        request.__bindgen_anon_1.invalidate_rkey = exposed.key;
+        request.__bindgen_anon_1.invalidate_rkey = exposed.remote.key;
         self.post_with(None, request, Some(exposed.lent), Some(exposed.window), token)
     }
 
@@ -300,12 +301,13 @@ impl<T> Endpoint<T> {
         self.queue.completion_fd()
     }
 
-    /// Ends it: when this returns no device reaches any of its memory. Everything that was under way comes back, as failed.
-    pub fn close(&mut self) -> (Vec<Completion<T>>, Vec<Lent>) {
+    /// Ends it: when this returns no device reaches any of its memory. Everything that was under way comes back, as failed, and
+    /// what was exposed.
+    pub fn close(&mut self) -> (Vec<Completion<T>>, Vec<(Remote, Lent)>) {
         self.queue.disconnect();
         // The windows before the QP: a soft device counts a bound window as a user of its QP, and waits for it.
         self.windows.clear();
-        let exposed = self.exposed.drain().into_iter().map(|exposed| exposed.lent).collect();
+        let exposed = self.exposed.drain().into_iter().map(|exposed| (exposed.remote, exposed.lent)).collect();
         let flushed = Err(WorkError(sys::IBV_WC_WR_FLUSH_ERR));
         let outstanding = self.outstanding.drain();
         let outstanding: Vec<_> = outstanding.into_iter().map(|it| (it.token, it.lent)).collect();

@@ -7,7 +7,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::buddy::Buddy;
 use crate::device::ProtectionDomain;
@@ -41,13 +41,15 @@ struct Shared {
     purpose: Purpose,
     slabs_max: usize,
     slabs: Mutex<Vec<(Arc<Slab>, Buddy)>>,
+    on_return: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Arena {
     /// An arena with its first slab, so that what keeps memory from being registered is known at once.
     pub fn new(domain: &ProtectionDomain, purpose: Purpose, limit_bytes: usize) -> Result<Arena, VerbsError> {
         let slabs_max = limit_bytes.div_ceil(SLAB_BYTES).max(1);
-        let arena = Arena(Arc::new(Shared { domain: domain.clone(), purpose, slabs_max, slabs: Mutex::default() }));
+        let (domain, slabs) = (domain.clone(), Mutex::default());
+        let arena = Arena(Arc::new(Shared { domain, purpose, slabs_max, slabs, on_return: OnceLock::new() }));
         arena.slabs().push(arena.slab()?);
         Ok(arena)
     }
@@ -69,6 +71,12 @@ impl Arena {
         }
         let extent = |(slab, unit)| Arc::new(Extent { arena: self.clone(), slab, unit, order });
         Ok(taken.map(|taken| Block(Hold(extent(taken)))))
+    }
+
+    /// Calls `act` whenever a block has come back, on whichever thread that is. Only the first call counts.
+    pub fn on_return(&self, act: impl Fn() + Send + Sync + 'static) {
+        // A second one is left out, as said.
+        let _ = self.0.on_return.set(Box::new(act));
     }
 
     /// Bytes that are registered now.
@@ -99,6 +107,10 @@ impl Drop for Extent {
         let mut slabs = self.arena.slabs();
         if let Some((_, buddy)) = slabs.iter_mut().find(|(slab, _)| Arc::ptr_eq(slab, &self.slab)) {
             buddy.give(self.unit, self.order);
+        }
+        drop(slabs);
+        if let Some(act) = self.arena.0.on_return.get() {
+            act();
         }
     }
 }

@@ -186,7 +186,7 @@ fn refused(what: &str, act: impl Fn(&mut Side, &mut Side, Exposure) -> Remote, l
     eprintln!("{what}: {result:?}");
     assert!(result.is_err_and(|error| error.is_remote_access()), "{what}");
     let (_, exposed) = client.endpoint.close();
-    for lent in exposed {
+    for (_, lent) in exposed {
         let Lent::Block(block) = lent else { panic!("a hold") };
         assert!(block.iter().all(|byte| *byte == 1));
     }

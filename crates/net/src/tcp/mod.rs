@@ -64,6 +64,12 @@ impl Tcp {
         }
     }
 
+    /// A transport whose clients take their memory from a pool that another transport uses, too.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn with_client_pool(client_pool: RegionPool, config: TcpConfig) -> Tcp {
+        Tcp { client_pool, server_pool: RegionPool::new(config.server_pool_bytes) }
+    }
+
     /// Memory for the bulk data of requests to this process's servers.
     pub fn server_regions(&self) -> &RegionPool {
         &self.server_pool

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -168,6 +168,17 @@ pub fn tcp() -> Arc<dyn Transport> {
     Arc::new(Tcp::new(TcpConfig { client_pool_bytes: 64 << 20, server_pool_bytes: 64 << 20 }))
 }
 
+/// RDMA over the device of the address that `BURSTFS_RDMA_ADDRESS` names.
+#[cfg(feature = "rdma")]
+pub fn rdma() -> Arc<dyn Transport> {
+    let config = burstfs_net::RdmaConfig { client_pool_bytes: 64 << 20, server_pool_bytes: 64 << 20 };
+    Arc::new(burstfs_net::Rdma::open(rdma_address(), config).unwrap())
+}
+
+pub fn rdma_address() -> IpAddr {
+    std::env::var("BURSTFS_RDMA_ADDRESS").expect("BURSTFS_RDMA_ADDRESS").parse().unwrap()
+}
+
 /// A server and what is needed to be its client.
 pub struct World {
     pub transport: Arc<dyn Transport>,
@@ -184,8 +195,8 @@ impl World {
 
     pub async fn with(transport: Arc<dyn Transport>, limits: ServerLimits) -> World {
         let (realm, service) = (Realm::new(), TestService::new());
-        let mut world =
-            World { transport, realm, service, server: None, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let host = if transport.name() == "rdma" { rdma_address() } else { Ipv4Addr::LOCALHOST.into() };
+        let mut world = World { transport, realm, service, server: None, address: SocketAddr::new(host, 0) };
         world.start(limits).await;
         world
     }

@@ -1,0 +1,344 @@
+//! The server's end of an RDMA connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use burstfs_proto::frame::{Header, Kind};
+use burstfs_proto::hello::Refusal;
+use burstfs_proto::service::{Bulk, BulkError, in_bounds};
+use burstfs_types::{Errno, Xid, limits};
+use burstfs_verbs::{Block, ConnectionId, Event, Remote};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, error, info};
+
+use super::connection::{Cause, Outgoing, Returned, Role, Wire};
+use super::handshake::{self, Events};
+use super::wire::{self, CARRIED_MAX_BYTES, Carried, Message, Text, WRITTEN, oldest};
+use super::{Rdma, Side, unreachable};
+use crate::auth::{Peer, Terms};
+use crate::error::{ProtocolError, RpcError};
+use crate::hello;
+use crate::region::{Region, RegionPool};
+use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
+
+/// A listening identifier.
+pub(super) struct RdmaListener {
+    id: ConnectionId,
+    events: Events,
+    address: SocketAddr,
+    side: Side,
+    pool: RegionPool,
+}
+
+impl RdmaListener {
+    pub(super) fn new(id: ConnectionId, address: SocketAddr, transport: &Rdma) -> io::Result<RdmaListener> {
+        let events = Events::of(&id)?;
+        Ok(RdmaListener { id, events, address, side: transport.server.clone(), pool: transport.server_pool.clone() })
+    }
+}
+
+#[async_trait]
+impl Listener for RdmaListener {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    async fn accept(&mut self) -> io::Result<Box<dyn Incoming>> {
+        loop {
+            match self.events.next(&mut self.id).await? {
+                Event::Request(id, said, reads) => {
+                    let origin = id.peer_address().ok_or(io::ErrorKind::AddrNotAvailable)?;
+                    let (side, pool) = (self.side.clone(), self.pool.clone());
+                    return Ok(Box::new(Stranger { id, said, reads, origin, address: self.address, side, pool }));
+                }
+                Event::DeviceRemoved => return Err(io::ErrorKind::NetworkDown.into()),
+                event => debug!(?event, "RDMA listener"),
+            }
+        }
+    }
+}
+
+struct Stranger {
+    id: ConnectionId,
+    said: Vec<u8>,
+    reads: u8,
+    origin: SocketAddr,
+    address: SocketAddr,
+    side: Side,
+    pool: RegionPool,
+}
+
+#[async_trait]
+impl Incoming for Stranger {
+    fn origin(&self) -> SocketAddr {
+        self.origin
+    }
+
+    async fn prove(
+        self: Box<Self>,
+        terms: &Terms,
+        admission: Admission,
+    ) -> Result<(Peer, Box<dyn ServerLink>), RpcError> {
+        let Stranger { id, said, reads, origin, address, side, pool } = *self;
+        let endpoint = handshake::accept(&side, id, &said, reads).await?;
+        let wire = Wire::new(endpoint, &side.buffers, true).map_err(unreachable)?;
+        tokio::spawn(wire.clone().run(Arc::new(Quiet)));
+        // From here on dropping the link ends the connection.
+        let link = RdmaServerLink {
+            wire: wire.clone(),
+            bytes: Arc::new(Semaphore::new(admission.bulk_bytes_max.max(limits::RPC_BULK_MAX_BYTES))),
+            pool,
+            origin,
+        };
+        let hello = |mut stream| async move { hello::accept(&mut stream, terms, address).await };
+        let peer = handshake::over(&wire, hello).await?;
+        wire.proven();
+        Ok((peer, Box::new(link)))
+    }
+
+    async fn refuse(self: Box<Self>, _refusal: Refusal) {
+        // Without a connection there is no room for the reason. The client tries again as after `Refusal::Busy`, the only
+        // reason for which nobody is heard.
+        self.id.reject();
+    }
+}
+
+/// A server's messages wait in the inbox for it, and it lends nothing.
+struct Quiet;
+
+impl Role for Quiet {
+    fn message(&self, _wire: &Wire, message: Message) -> Result<(), ProtocolError> {
+        let Header { xid, opcode, .. } = message.header;
+        Err(ProtocolError::Direction { xid, opcode })
+    }
+
+    fn retracted(&self, _number: u64, _block: Option<Block>) {}
+
+    fn ended(&self, _cause: &Cause, _returned: Returned) {}
+}
+
+struct RdmaServerLink {
+    wire: Arc<Wire>,
+    /// What this connection's bulk data may still take.
+    bytes: Arc<Semaphore>,
+    pool: RegionPool,
+    origin: SocketAddr,
+}
+
+#[async_trait]
+impl ServerLink for RdmaServerLink {
+    async fn next(&mut self, place: OwnedSemaphorePermit) -> Result<Option<Inbound>, ProtocolError> {
+        match self.wire.next_message().await? {
+            Some(message) => self.request(message, place).map(Some),
+            None => {
+                info!(client = %self.origin, "the RDMA connection is over");
+                Ok(None)
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.wire.close(Cause::Closed);
+    }
+}
+
+impl Drop for RdmaServerLink {
+    fn drop(&mut self) {
+        self.wire.close(Cause::Closed);
+    }
+}
+
+impl RdmaServerLink {
+    fn request(&self, message: Message, place: OwnedSemaphorePermit) -> Result<Inbound, ProtocolError> {
+        let Message { header, window, written, body, bulk } = message;
+        let Header { xid, opcode, .. } = header;
+        let (source_len, sink_len) = (header.bulk_len as usize, header.bulk_space as usize);
+        if header.kind != Kind::Request || written {
+            return Err(ProtocolError::Direction { xid, opcode });
+        }
+        if source_len > 0 && sink_len > 0 {
+            return Err(ProtocolError::BothWays { xid, opcode });
+        }
+        if window.is_none() && sink_len > CARRIED_MAX_BYTES {
+            return Err(ProtocolError::Piece("of a request without the window that its bulk data needs"));
+        }
+        let exchange = RdmaExchange {
+            bytes: self.bytes.clone(),
+            pool: self.pool.clone(),
+            window,
+            carried: bulk,
+            source_len,
+            sink_len,
+            memory: Region::default(),
+            put_len: 0,
+            reply: Some(ReplyPath { wire: self.wire.clone(), xid, opcode, held: vec![place] }),
+        };
+        Ok(Inbound { xid, oldest: oldest(&header), opcode, body, exchange: Box::new(exchange) })
+    }
+}
+
+/// A request's memory here: a copy of the client's source, or what is to be written to its sink.
+struct RdmaExchange {
+    bytes: Arc<Semaphore>,
+    pool: RegionPool,
+    window: Option<Remote>,
+    /// The source, where it came with the request.
+    carried: Bytes,
+    source_len: usize,
+    sink_len: usize,
+    memory: Region,
+    put_len: usize,
+    reply: Option<ReplyPath>,
+}
+
+struct ReplyPath {
+    wire: Arc<Wire>,
+    xid: Xid,
+    opcode: u16,
+    held: Vec<OwnedSemaphorePermit>,
+}
+
+impl ReplyPath {
+    fn send(self, result: Result<Vec<u8>, Errno>, mut put: Region, window: Option<Remote>) {
+        let (status, body) = match self.checked(result) {
+            Ok(body) => (0, Bytes::from(body)),
+            Err(errno) => {
+                put.truncate(0);
+                (errno.raw().unsigned_abs(), Bytes::new())
+            }
+        };
+        let len = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let header = Header {
+            xid: self.xid,
+            opcode: self.opcode,
+            kind: Kind::Reply,
+            status,
+            body_len: len(body.len()),
+            bulk_len: len(put.len()),
+            bulk_space: 0,
+            bulk_crc: 0,
+        };
+        let (mut flags, mut write, mut carried) = (0, None, Carried::Nothing);
+        match window {
+            Some(window) if put.len() > CARRIED_MAX_BYTES => {
+                flags = WRITTEN;
+                write = Some((put, window));
+            }
+            _ if !put.is_empty() => carried = Carried::Region(put),
+            _ => {}
+        }
+        let text = Text::new(&header, body, carried);
+        let outgoing = Outgoing { kind: wire::Kind::Message, flags, text, lend: None, write, held: self.held };
+        // On a connection that is over nobody waits.
+        let _ = self.wire.push(outgoing);
+    }
+
+    /// A reply that no client would accept is a bug of the service; its client gets an error instead of no connection.
+    fn checked(&self, result: Result<Vec<u8>, Errno>) -> Result<Vec<u8>, Errno> {
+        let body = result?;
+        if body.len() > limits::RPC_BODY_MAX_BYTES {
+            error!(xid = %self.xid, opcode = self.opcode, bytes = body.len(), "a service's reply is over the limit");
+            return Err(Errno::EIO);
+        }
+        Ok(body)
+    }
+}
+
+impl RdmaExchange {
+    /// Memory for the bulk data. The bounds of the connection and of all are waited for here, by the request alone.
+    async fn take_memory(&mut self) -> Result<(), BulkError> {
+        let len = self.source_len.max(self.sink_len);
+        let lost = BulkError::Disconnected;
+        let permits = u32::try_from(len).unwrap_or(u32::MAX);
+        let permit = self.bytes.clone().acquire_many_owned(permits).await.map_err(|_| lost)?;
+        self.memory = self.pool.region(len).await.map_err(|_| lost)?;
+        if let Some(reply) = &mut self.reply {
+            reply.held.push(permit);
+        }
+        Ok(())
+    }
+
+    async fn get_source(&mut self) -> Result<(), BulkError> {
+        let (Some(window), Some(reply)) = (self.window, &self.reply) else {
+            self.memory.copy_from_slice(&self.carried);
+            return Ok(());
+        };
+        let block = self.memory.take_block().ok_or(BulkError::Disconnected)?;
+        let block = reply.wire.read(block, self.source_len, window).await.map_err(|_| BulkError::Disconnected)?;
+        self.memory.put_block(block);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Exchange for RdmaExchange {
+    async fn prepare(&mut self) -> Result<(), BulkError> {
+        if self.source_len.max(self.sink_len) == 0 {
+            return Ok(());
+        }
+        self.take_memory().await?;
+        if self.source_len > 0 { self.get_source().await } else { Ok(()) }
+    }
+
+    fn reply(mut self: Box<Self>, result: Result<Vec<u8>, Errno>) {
+        let mut put = if self.sink_len > 0 { std::mem::take(&mut self.memory) } else { Region::default() };
+        put.truncate(self.put_len);
+        if let Some(reply) = self.reply.take() {
+            reply.send(result, put, self.window);
+        }
+    }
+
+    fn discard(mut self: Box<Self>) {
+        self.reply = None;
+    }
+
+    fn bulk(&mut self) -> &mut dyn Bulk {
+        self
+    }
+}
+
+impl Drop for RdmaExchange {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(Err(Errno::EIO), Region::default(), None);
+        }
+    }
+}
+
+#[async_trait]
+impl Bulk for RdmaExchange {
+    fn source_len(&self) -> usize {
+        self.source_len
+    }
+
+    fn sink_len(&self) -> usize {
+        self.sink_len
+    }
+
+    fn source(&self) -> Option<&[u8]> {
+        Some(if self.source_len > 0 { &self.memory } else { &[] })
+    }
+
+    fn sink(&mut self) -> Option<&mut [u8]> {
+        Some(if self.sink_len > 0 { &mut self.memory } else { &mut [] })
+    }
+
+    fn set_put_len(&mut self, len: usize) {
+        self.put_len = len.min(self.sink_len);
+    }
+
+    async fn get(&mut self, offset: usize, into: &mut [u8]) -> Result<(), BulkError> {
+        in_bounds(offset, into.len(), self.source_len)?;
+        into.copy_from_slice(&self.memory[offset..offset + into.len()]);
+        Ok(())
+    }
+
+    async fn put(&mut self, offset: usize, from: &[u8]) -> Result<(), BulkError> {
+        in_bounds(offset, from.len(), self.sink_len)?;
+        put_at(&mut self.memory, &mut self.put_len, offset, from);
+        Ok(())
+    }
+}
