@@ -161,6 +161,27 @@ fn opens_of_all_kinds_at_once_never_disagree() {
 }
 
 #[test]
+fn opens_from_before_and_after_a_file_has_a_place_never_disagree() {
+    let ([here], _cluster) = mounts();
+    for round in 0..60 {
+        let path = here.join(&format!("f{round}"));
+        let (kind, mode) = (rustix::fs::FileType::RegularFile, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        std::thread::scope(|scope| {
+            for byte in 0..6 {
+                let path = &path;
+                scope.spawn(move || {
+                    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+                    file.write_all_at(&[byte], u64::from(byte)).unwrap();
+                    drop(OpenOptions::new().read(true).open(path).unwrap());
+                });
+            }
+        });
+        assert_eq!(fs::read(&path).unwrap(), [0, 1, 2, 3, 4, 5]);
+    }
+}
+
+#[test]
 fn the_kernels_copies_and_allocations_are_seen_everywhere() {
     let ([here, there], _cluster) = mounts();
     let data: Vec<u8> = (0..300_000).map(|n| (n % 251) as u8).collect();

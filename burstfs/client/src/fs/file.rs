@@ -63,7 +63,12 @@ impl OpenFile {
     /// The one object that has all its bytes, if there is just one and it is in this process.
     pub fn sole_local_object(&self) -> Option<ObjectId> {
         let is_sole = self.place.get().is_some_and(|place| place.is_local && place.layout.osts().len() == 1);
-        is_sole.then_some(ObjectId { ino: self.ino, stripe: StripeIndex::new(0) })
+        is_sole.then(|| self.first_object())
+    }
+
+    /// The object of its first byte.
+    pub fn first_object(&self) -> ObjectId {
+        ObjectId { ino: self.ino, stripe: StripeIndex::new(0) }
     }
 
     /// Whether a write by a process that may not keep set-id bits has to ask the MDT to clear them.

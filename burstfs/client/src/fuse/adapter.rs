@@ -85,8 +85,10 @@ impl Core {
 
     /// Gives a file just opened a handle, and decides how its I/O is done.
     async fn enter(&self, opened: Opened, flags: i32) -> (FileHandle, OpenReply) {
-        let passed = match (&self.passthrough, opened.file.sole_local_object()) {
-            (Some(table), Some(object)) => table.open(object, &opened.attr, Wish::of(flags)).await,
+        let (file, wish) = (&opened.file, Wish::of(flags));
+        let passed = match (&self.passthrough, file.sole_local_object()) {
+            (Some(table), Some(object)) => table.open(object, &opened.attr, wish).await,
+            (Some(table), None) if file.layout().is_none() => table.open_undecided(file.first_object()).await,
             _ => None,
         };
         let reply = OpenReply::of(passed.as_ref());

@@ -7,7 +7,7 @@
 //!              first open                      last release
 //!   (unknown) -------------> BACKED(id)      ----------------> kept with its id, the longest unused ones go
 //!                    `-----> BY_DAEMON       ----------------> (unknown)
-//!                  no id to be had
+//!                  no id to be had, or nobody knows yet where the file lives
 //! ```
 //!
 //! Invariants:
@@ -161,6 +161,19 @@ impl Table {
             let may_write = || !wish.writes || file.begin_writing();
             let io = if !wish.appends && may_write() { Io::Kernel(*id) } else { Io::DaemonMapped(*id) };
             (entered.io, entered.writes) = (io, wish.writes && io == Io::Kernel(*id));
+        }
+        Some(entered)
+    }
+
+    /// Enters an open of a file whose place is not decided yet, and may become this one object. It is served here, and so
+    /// are all opens of it as long as this one lasts: the kernel could be told of them in any order.
+    pub(super) async fn open_undecided(self: &Arc<Self>, object: ObjectId) -> Option<Use> {
+        if !self.is_on.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut entered = self.enter(object);
+        if let Some(Backing { id, .. }) = entered.inode.backing.get_or_init(|| async { None }).await {
+            entered.io = Io::DaemonMapped(*id);
         }
         Some(entered)
     }
@@ -438,5 +451,17 @@ mod tests {
         assert_eq!([first.io(), second.io()], [Io::Daemon, Io::Daemon]);
         drop((first, second));
         assert_eq!(table.open(object(1), &attr(), READ).await.unwrap().io(), Io::Kernel(1));
+    }
+
+    #[tokio::test]
+    async fn an_open_from_before_the_place_was_decided_and_later_ones_agree() {
+        let (table, _files, _ids) = table();
+        let early = table.open_undecided(object(1)).await.unwrap();
+        let late = table.open(object(1), &attr(), WRITE).await.unwrap();
+        assert_eq!([early.io(), late.io()], [Io::Daemon, Io::Daemon]);
+        drop((early, late));
+        let decided = table.open(object(1), &attr(), WRITE).await.unwrap();
+        let slow = table.open_undecided(object(1)).await.unwrap();
+        assert_eq!([decided.io(), slow.io()], [Io::Kernel(1), Io::DaemonMapped(1)]);
     }
 }
