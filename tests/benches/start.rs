@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -30,6 +31,7 @@ struct Times {
 
 /// What measures some of the figures.
 struct Part {
+    name: &'static str,
     measure: fn(&Cluster, &mut Vec<Row>) -> Result<()>,
     /// The figures that were asked for, with their aims: they are in the table even if they cannot be measured.
     asked: &'static [(&'static str, &'static str, Aim)],
@@ -39,6 +41,7 @@ const START: &str = "sbatch to the script's first line";
 const END: &str = "script's end to leaving the queue";
 const PARTS: [Part; 4] = [
     Part {
+        name: "start",
         measure: start_and_end,
         asked: &[
             ("sbatch to the script's first line, 4 nodes: added", "ms", Aim::AtMost(300.0)),
@@ -46,6 +49,7 @@ const PARTS: [Part; 4] = [
         ],
     },
     Part {
+        name: "staging",
         measure: staging,
         asked: &[
             ("stage-in, 4 nodes, of cp -a", "x", Aim::AtLeast(1.0)),
@@ -53,6 +57,7 @@ const PARTS: [Part; 4] = [
         ],
     },
     Part {
+        name: "memory",
         measure: memory,
         asked: &[
             ("resident memory of burstfsd, idle", "MiB", Aim::AtMost(64.0)),
@@ -60,6 +65,7 @@ const PARTS: [Part; 4] = [
         ],
     },
     Part {
+        name: "plugin",
         measure: plugin,
         asked: &[
             ("sbatch --version: added by the plugin", "ms", Aim::AtMost(5.0)),
@@ -85,7 +91,9 @@ fn main() -> Result<()> {
     let cluster = Cluster::get()?;
     prepare(cluster)?;
     let mut rows = Vec::new();
-    for part in &PARTS {
+    // All parts, or those that the command line names.
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    for part in PARTS.iter().filter(|part| wanted.is_empty() || wanted.iter().any(|name| name == part.name)) {
         if let Err(error) = (part.measure)(cluster, &mut rows) {
             let reason = format!("{error:#}").replace('\n', " | ");
             let is_there = |name: &str, rows: &[Row]| rows.iter().any(|row| row.name() == name);
@@ -123,9 +131,14 @@ fn prepare(cluster: &Cluster) -> Result<()> {
 
 /// Runs the job with `options` on `nodes` nodes.
 fn run(cluster: &Cluster, nodes: usize, options: &[&str]) -> Result<Times> {
+    run_in(cluster, "", nodes, options)
+}
+
+/// The same with `environment` (`NAME=value`, or nothing) where it is submitted.
+fn run_in(cluster: &Cluster, environment: &str, nodes: usize, options: &[&str]) -> Result<Times> {
     let mut args = vec!["bash".to_owned(), "run.sh".to_owned(), format!("-N{nodes}")];
     args.extend(options.iter().chain(&["job.sh"]).map(|word| (*word).to_owned()));
-    let output = cluster.login(USER, DIR, "", &args)?;
+    let output = cluster.login(USER, DIR, environment, &args)?;
     let said = String::from_utf8_lossy(&output.stdout);
     let times: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(times.len() == 4, "the job did not run: {said}{}", String::from_utf8_lossy(&output.stderr));
@@ -332,24 +345,78 @@ fn plugin(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
     let (with, without) = versions(cluster)?;
     let against = format!("with {:.1} ms, without {:.1} ms", median_of(&with), median_of(&without));
     rows.push(figure("sbatch --version: added by the plugin", "ms", differences(&with, &without), against));
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    // slurmd asks its plugins once, when it starts: blocks in turn.
-    for _ in 0..3 {
-        for _ in 0..5 {
-            with.push(run(cluster, 1, &[])?);
-        }
-        set_plugin(cluster, false)?;
-        let measured: Result<Vec<Times>> = (0..5).map(|_| run(cluster, 1, &[])).collect();
-        set_plugin(cluster, true)?;
-        without.extend(measured?);
-    }
+    let measured = set_stacks(cluster).and_then(|()| jobs_of_stacks(cluster));
+    unset_stacks(cluster)?;
+    let [none, ours, empty] = measured?;
     for (what, pick) in [("start", (|times| times.start) as fn(&Times) -> f64), ("end", |times| times.end)] {
-        let (with, without): (Vec<_>, Vec<_>) = (with.iter().map(pick).collect(), without.iter().map(pick).collect());
-        let against = format!("with {:.0} ms, without {:.0} ms", median_of(&with), median_of(&without));
+        let column = |times: &[Times]| times.iter().map(pick).collect::<Vec<_>>();
+        let (none, ours, empty) = (column(&none), column(&ours), column(&empty));
         let name = format!("{what} of a job without burstfs: added by the plugin");
-        rows.push(figure(name, "ms", differences(&with, &without), against));
+        let against = format!("with {:.1} ms, without {:.1} ms", median_of(&ours), median_of(&none));
+        rows.push(figure(name, "ms", differences(&ours, &none), against));
+        let name = format!("{what} of a job without burstfs: of that by Slurm");
+        let against = "a plugin with the same callbacks that does nothing".to_owned();
+        rows.push(figure(name, "ms", differences(&empty, &none), against));
     }
     Ok(())
+}
+
+/// Rounds of jobs without burstfs: one on each of the nodes whose slurmd have different plugins.
+const ROUNDS: usize = 21;
+/// Nodes without a plugin, with ours, and with one that has the same callbacks and does nothing.
+const STACKS: [&str; 3] = ["node2", "node1", "node3"];
+const PLUGSTACK: &str = "/etc/slurm/plugstack.conf.d/burstfs.conf";
+/// What ours has, to the letter.
+const EMPTY_PLUGIN: &str = "#include <slurm/spank.h>
+SPANK_PLUGIN(empty, 1)
+#define EMPTY(callback) int slurm_spank_##callback(spank_t spank, int argc, char **argv) { return 0; }
+EMPTY(init) EMPTY(init_post_opt) EMPTY(user_init) EMPTY(task_init_privileged) EMPTY(job_prolog) EMPTY(job_epilog)
+";
+
+/// slurmd asks its plugins once, when it starts: so the nodes differ, and jobs can be measured in turn.
+fn set_stacks(cluster: &Cluster) -> Result<()> {
+    let dir = cluster.shared(DIR);
+    fs::write(dir.join("empty.c"), EMPTY_PLUGIN)?;
+    let mut compiler = Command::new("cc");
+    let built = compiler.args(["-shared", "-fPIC", "-O2", "-o", "empty.so", "empty.c"]).current_dir(&dir);
+    ensure!(built.status()?.success(), "the empty plugin could not be compiled");
+    // For sbatch, which loads plugins as well.
+    let conf = format!("{DIR}/slurm.conf");
+    cluster.sh(
+        "ctl",
+        &format!("sed '/^PlugStackConfig/d' /etc/slurm/slurm.conf > {conf}; echo PlugStackConfig=/dev/null >> {conf}; cp /etc/slurm/cgroup.conf {DIR}"),
+    )?;
+    for (node, line) in [(STACKS[0], String::new()), (STACKS[2], format!("required {DIR}/empty.so"))] {
+        cluster.sh(node, &format!("echo '{line}' > /run/plugstack; mount --bind /run/plugstack {PLUGSTACK}"))?;
+        cluster.control(&["slurmd", "restart", node])?;
+    }
+    cluster.control(&["wait-idle"]).map(drop)
+}
+
+fn unset_stacks(cluster: &Cluster) -> Result<()> {
+    for node in [STACKS[0], STACKS[2]] {
+        cluster.sh(node, &format!("umount {PLUGSTACK}; rm -f /run/plugstack"))?;
+        cluster.control(&["slurmd", "restart", node])?;
+    }
+    cluster.control(&["wait-idle"]).map(drop)
+}
+
+fn jobs_of_stacks(cluster: &Cluster) -> Result<[Vec<Times>; 3]> {
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for turn in 0..STACKS.len() {
+            // Each comes as often behind each other one: slurmctld is still busy with the job before.
+            let stack = (round + turn) % STACKS.len();
+            let environment = if stack == 0 { format!("SLURM_CONF={DIR}/slurm.conf") } else { String::new() };
+            let node = format!("-w{}", STACKS[stack]);
+            let measured = run_in(cluster, &environment, 1, &[&node])?;
+            // The first round reads programs from the disk.
+            if round > 0 {
+                times[stack].push(measured);
+            }
+        }
+    }
+    Ok(times)
 }
 
 /// Times of `sbatch --version`, in turn, with the cluster's configuration and with one that has no plugins.
@@ -363,14 +430,4 @@ fn versions(cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
     // The first pair reads the programs from the disk.
     let pairs = figures.chunks_exact(2).skip(1);
     Ok(pairs.map(|pair| (pair[1] / 1e6, pair[0] / 1e6)).unzip())
-}
-
-fn set_plugin(cluster: &Cluster, is_on: bool) -> Result<()> {
-    let (from, to) = if is_on { ("off", "conf") } else { ("conf", "off") };
-    let dir = "/etc/slurm/plugstack.conf.d";
-    cluster.sh("ctl", &format!("mv {dir}/burstfs.{from} {dir}/burstfs.{to}"))?;
-    for node in NODES {
-        cluster.control(&["slurmd", "restart", node])?;
-    }
-    cluster.control(&["wait-idle"]).map(drop)
 }
