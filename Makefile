@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e posix rdma-test bench-start bench-data lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e kills posix rdma-test bench-start bench-data lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +43,9 @@ unit: ## only the tests that need no cluster
 
 e2e: ## only the tests on the virtual cluster (root)
 	@tests/run setup build e2e
+
+kills: ## kill -9 of burstfsd 200 times, at random moments, under load (root)
+	@tests/run setup build kills
 
 posix: ## pjdfstest and fsx on the mount of a four-node instance (root)
 	@tests/run setup build posix

@@ -1,7 +1,7 @@
-//! The checker: walks the records of MDTs and says which invariants do not hold.
+//! The checker: is told the records of MDTs and the objects of OSTs, and says which invariants do not hold.
 //!
-//! For tests and for whoever suspects a bug. It is told records, from wherever they come, and takes them for one moment's: what
-//! changes while they are read may look wrong. Where only some of the MDTs are told, what lies on the others is believed.
+//! For tests and for whoever suspects a bug. It takes what it is told for one moment's: what changes meanwhile may look wrong.
+//! Where only some of the MDTs are told, what lies on the others is believed.
 //!
 //! | invariant | |
 //! |---|---|
@@ -19,16 +19,20 @@
 //! | 12 | the count of inodes is right |
 //! | 13 | no transaction over several MDTs is unfinished |
 //! | 14 | every directory is reached from the root: there is no cycle |
+//! | 15 | an object is one of a file's layout, or its file's objects wait for removal |
+//! | 16 | an OST counts its objects, and what is allocated for them |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::Ordering;
 
-use burstfs_types::{FileKind, Ino, MdtIndex, Name};
+use burstfs_proto::mds::{PeerRecords, Records};
+use burstfs_proto::oss::OstStatfs;
+use burstfs_types::{FileKind, Ino, Layout, MdtIndex, Name, ObjectId, OstIndex};
 
 use crate::mdt::Mdt;
 use crate::record::{Body, CookieEntry, Dentry, FIRST_COOKIE, Inode, decode, key};
-use crate::store::{StoreError, for_each};
+use crate::store::StoreError;
 
 /// An invariant that does not hold.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -69,6 +73,7 @@ struct Walk {
     orphans: BTreeSet<Ino>,
     destroys: BTreeSet<Ino>,
     unfinished: Vec<Ino>,
+    objects: Vec<(OstIndex, ObjectId)>,
     violations: Vec<Violation>,
 }
 
@@ -81,21 +86,98 @@ impl Mdt {
 
 /// Every violation that a walk over `mdts` finds. They are of one instance, and nothing changes them meanwhile.
 pub fn check(mdts: &[&Mdt]) -> Result<Vec<Violation>, StoreError> {
-    let mut walk = Walk::default();
+    let mut checker = Checker::new(mdts.first().map_or(0, |mdt| mdt.config.mdts));
     for mdt in mdts {
-        walk.mdts = mdt.config.mdts;
-        let figures = Figures { limit: mdt.inos.limit(), inodes: mdt.inode_count.load(Ordering::Relaxed) };
-        walk.told.insert(mdt.index(), figures);
-        for table in TABLES {
-            for_each(&*mdt.engine, &[table], |key, value| walk.add(mdt.index(), key, value))?;
+        checker.add_mdt(mdt)?;
+    }
+    Ok(checker.finish())
+}
+
+/// A walk over the targets of an instance.
+pub struct Checker(Walk);
+
+impl Checker {
+    /// Of an instance with so many MDTs.
+    pub fn new(mdts: u16) -> Checker {
+        Checker(Walk { mdts, ..Walk::default() })
+    }
+
+    /// Tells all of an MDT.
+    pub fn add_mdt(&mut self, mdt: &Mdt) -> Result<(), StoreError> {
+        let mut from = Some(Vec::new());
+        while let Some(next) = from {
+            let records = mdt.records(&PeerRecords { from: next })?;
+            self.add_records(mdt.index(), &records)?;
+            from = records.next;
+        }
+        Ok(())
+    }
+
+    /// Tells a part of an MDT's records. The error is of a record that does not decode.
+    pub fn add_records(&mut self, mdt: MdtIndex, records: &Records) -> Result<(), StoreError> {
+        self.0.told.insert(mdt, Figures { limit: records.limit, inodes: records.inodes });
+        records.pairs.iter().try_for_each(|(key, value)| self.0.add(mdt, key, value))
+    }
+
+    /// Tells all objects of an OST, with what is allocated for each, and what it counts itself.
+    pub fn add_ost(&mut self, ost: OstIndex, objects: &[(ObjectId, u64)], counts: &OstStatfs) {
+        let walk = &mut self.0;
+        walk.objects.extend(objects.iter().map(|(object, _)| (ost, *object)));
+        let (count, used) = (objects.len() as u64, objects.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        if (counts.objects, counts.used) != (count, used) {
+            let OstStatfs { objects, used: counted, .. } = counts;
+            walk.violated(
+                16,
+                format!("{ost} counts {objects} objects, {counted} bytes, and has {count}, {used} bytes"),
+            );
         }
     }
-    Ok(walk.finish())
+
+    /// How many inodes it was told.
+    pub fn inodes(&self) -> u64 {
+        self.0.inodes.len() as u64
+    }
+
+    /// How many objects it was told.
+    pub fn objects(&self) -> u64 {
+        self.0.objects.len() as u64
+    }
+
+    /// What is wrong.
+    pub fn finish(self) -> Vec<Violation> {
+        self.0.finish()
+    }
 }
 
 /// The tables that the checker wants to be told.
 const TABLES: [u8; 8] =
     [key::INODE, key::DENTRY, key::COOKIE, key::XATTR, key::ORPHAN, key::DESTROY, key::INTENT, key::COMMITTED];
+/// Records of one answer, and about how many bytes of them: well below the limit of a message's body.
+const RECORDS_MAX: usize = 2_048;
+const RECORDS_BYTES: usize = 512 << 10;
+
+impl Mdt {
+    /// A part of the records, for the checker.
+    pub(crate) fn records(&self, request: &PeerRecords) -> Result<Records, StoreError> {
+        let found = self.engine.scan(&request.from, &key::after(&[key::XATTR]), RECORDS_MAX)?;
+        let (mut is_cut, mut bytes, mut last) = (found.len() == RECORDS_MAX, 0, None);
+        let mut pairs = Vec::new();
+        for (key, value) in found {
+            if bytes > RECORDS_BYTES {
+                is_cut = true;
+                break;
+            }
+            last = Some(key.clone());
+            let Some(table) = key.first().filter(|table| TABLES.contains(table)) else { continue };
+            let value = if *table == key::XATTR { Vec::new() } else { value };
+            bytes += key.len() + value.len();
+            pairs.push((key, value));
+        }
+        let next = last.filter(|_| is_cut).map(|last| [&last[..], &[0]].concat());
+        let (limit, inodes) = (self.inos.limit(), self.inode_count.load(Ordering::Relaxed));
+        Ok(Records { pairs, next, limit, inodes })
+    }
+}
 
 impl Walk {
     fn add(&mut self, mdt: MdtIndex, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
@@ -134,6 +216,7 @@ impl Walk {
         self.directories();
         self.files();
         self.attributes();
+        self.stray_objects();
         self.leftovers();
         self.numbers();
         if self.is_whole() {
@@ -253,6 +336,24 @@ impl Walk {
         }
         let stray = self.xattrs.keys().filter(|ino| !self.inodes.contains_key(ino));
         found.extend(stray.map(|ino| (8, format!("{ino} is not there and has extended attributes"))));
+        self.all_violated(found);
+    }
+
+    fn stray_objects(&mut self) {
+        let mut found = Vec::new();
+        for (ost, object) in &self.objects {
+            let is_in_layout = |inode: &Inode| match &inode.body {
+                Body::Regular(file) => {
+                    let stripes = file.layout.as_ref().map(Layout::stripes);
+                    stripes.is_some_and(|mut stripes| stripes.any(|stripe| stripe == (object.stripe, *ost)))
+                }
+                _ => false,
+            };
+            let has_file = self.inodes.get(&object.ino).is_some_and(is_in_layout);
+            if !has_file && self.is_told(object.ino) && !self.destroys.contains(&object.ino) {
+                found.push((15, format!("{ost} has {object}, and no file has it there")));
+            }
+        }
         self.all_violated(found);
     }
 

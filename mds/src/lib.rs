@@ -32,7 +32,7 @@ mod root;
 mod store;
 mod txn;
 
-pub use check::{Violation, check};
+pub use check::{Checker, Violation, check};
 pub use clock::{Clock, SystemClock};
 pub use destroy::ObjectRemover;
 pub use mdt::{Mdt, MdtConfig};

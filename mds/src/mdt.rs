@@ -399,6 +399,7 @@ fn is_peers(request: &MdsRequest) -> bool {
             | MdsRequest::PeerOutcome(_)
             | MdsRequest::PeerLook(_)
             | MdsRequest::PeerParent(_)
+            | MdsRequest::PeerRecords(_)
     )
 }
 

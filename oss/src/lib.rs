@@ -36,6 +36,7 @@ mod appends;
 
 mod device;
 mod lent;
+mod list;
 mod name;
 mod operations;
 mod ost;

@@ -127,11 +127,13 @@ impl ObjectService for Ost {
             OssRequest::Allocate(request) => self.allocate(&request).map(OssReply::Allocate),
             OssRequest::Seek(request) => self.seek(&request).map(OssReply::Seek),
             OssRequest::Statfs(_) => self.statfs().map(OssReply::Statfs),
+            OssRequest::List(request) => self.list(request).map(OssReply::List),
         }
     }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(crate) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 fn open_directory(path: &Path) -> Result<OwnedFd, SysErrno> {
     match mkdir(path, Mode::RWXU) {
@@ -184,7 +186,7 @@ fn scan_subdirs(root: BorrowedFd<'_>, subdirs: &[usize]) -> Result<Found, SysErr
     Ok(found)
 }
 
-fn entries(directory: BorrowedFd<'_>) -> Result<Vec<CString>, SysErrno> {
+pub(crate) fn entries(directory: BorrowedFd<'_>) -> Result<Vec<CString>, SysErrno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let name = entry?.file_name().to_owned();

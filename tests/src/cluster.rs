@@ -67,12 +67,17 @@ impl Cluster {
 
     /// A shell of `user` on `node`, outside any job, with his groups.
     pub fn try_sh_as(&self, node: &str, user: &str, script: &str) -> Result<Output> {
+        Ok(self.command_as(node, user, script).output()?)
+    }
+
+    /// The same, to be started.
+    pub fn command_as(&self, node: &str, user: &str, script: &str) -> Command {
         let identity = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--reset-env"];
         let path = format!("PATH={PREFIX}/bin:/usr/local/bin:/usr/bin:/bin");
         let mut args = vec!["x", node];
         args.extend(identity);
         args.extend(["--", "env", &path, "sh", "-c", script]);
-        Ok(self.command(&args).output()?)
+        self.command(&args)
     }
 
     /// A command of `user` on the login node, in `dir`, with `environment` (`NAME=value`, or nothing).

@@ -1,4 +1,4 @@
-//! One instance's status, asked at its MGS.
+//! Questions to one instance, asked at its MGS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,17 +6,19 @@ use std::time::Duration;
 use burstfs_config::SiteConfig;
 use burstfs_mgs::ports;
 use burstfs_net::{ChannelLimits, Client, Deadline, Identity, Munge, RpcError, Tcp, TcpConfig, XidSource, rendezvous};
+use burstfs_proto::Rpc;
 use burstfs_proto::hello::{Refusal, Role};
-use burstfs_proto::mgs::{InstanceStatus, Status};
 use burstfs_types::{ClientId, InstanceId, NodeIndex};
+use nix::unistd::User;
 use thiserror::Error;
 
-use crate::Exit;
+use crate::slurm::Job;
+use crate::{Ending, Exit};
 
-/// For one connection, and for the answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// For one connection, and for an answer that needs nobody else's.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why an instance's status is not known.
+/// Why an instance gave no answer.
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
     /// The host's name has no address.
@@ -59,20 +61,40 @@ impl AskError {
     }
 }
 
-/// The status of an instance whose first node is `host`; `None` when there is none. `uid` is the job's user.
-pub(crate) async fn status(
-    instance: &InstanceId,
-    host: &str,
+/// Where an instance is to be asked, and whose it is.
+pub(crate) struct Place {
+    instance: InstanceId,
+    host: String,
     uid: u32,
+}
+
+impl Place {
+    /// That of the job's instance; `None` for a job without nodes.
+    pub(crate) fn of(job: &Job, cluster: &str) -> Result<Option<Place>, Ending> {
+        let failure = |error: &dyn std::fmt::Display| Ending::new(Exit::Failure, error);
+        let instance = InstanceId::new(cluster, job.id, job.restart_count).map_err(|error| failure(&error))?;
+        let Some(host) = job.hosts.first().cloned() else { return Ok(None) };
+        let user = User::from_name(&job.user).ok().flatten();
+        let uid = user.ok_or_else(|| failure(&format!("user {} is not known here", job.user)))?.uid;
+        Ok(Some(Place { instance, host, uid: uid.as_raw() }))
+    }
+}
+
+/// What the instance at `place` answers within `timeout`; `None` when there is none.
+pub(crate) async fn ask<R: Rpc>(
+    place: &Place,
+    request: &R,
+    timeout: Duration,
     config: &SiteConfig,
-) -> Result<Option<InstanceStatus>, AskError> {
-    let failed = |source| AskError::Call { host: host.to_owned(), source };
-    let unknown = |source| AskError::Resolve { host: host.to_owned(), source };
+) -> Result<Option<R::Reply>, AskError> {
+    let Place { instance, host, uid } = place;
+    let failed = |source| AskError::Call { host: host.clone(), source };
+    let unknown = |source| AskError::Resolve { host: host.clone(), source };
     let ip = rendezvous::resolve(host).await.map_err(unknown)?;
-    let client = client(instance, uid);
+    let client = client(instance, *uid);
     let ports = ports::sequence(instance, config.network.mgs_port_base, config.network.mgs_port_count);
     match rendezvous::look(&client, ip, ports, TIMEOUT, rendezvous::is_somebody_else).await {
-        Ok(Some(channel)) => channel.call(&Status, Deadline::after(TIMEOUT)).await.map(Some).map_err(failed),
+        Ok(Some(channel)) => channel.call(request, Deadline::after(timeout)).await.map(Some).map_err(failed),
         Ok(None) => Ok(None),
         Err((_, RpcError::Refused(Refusal::Uid(_)))) => Err(AskError::NotYours),
         Err((_, error)) => Err(failed(error)),

@@ -1,9 +1,11 @@
 //! `burstfs`: the user's command.
 //!
 //! Owns nothing: it asks Slurm which jobs there are and each instance's MGS how it is; layouts it shows and sets in the
-//! file system that is mounted where it runs. Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 5 time-out, 7 permission.
+//! file system that is mounted where it runs. Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 4 partial,
+//! 5 time-out, 7 permission.
 
 mod ask;
+mod check;
 mod layout;
 mod slurm;
 mod status;
@@ -42,6 +44,11 @@ enum Command {
     /// Shows or sets where the bytes of files live.
     #[command(subcommand)]
     Layout(layout::LayoutCommand),
+    /// Looks whether the metadata and the objects on all nodes of a job's instance fit together. Changes nothing.
+    Check {
+        /// The job; in a job its own.
+        job: Option<u32>,
+    },
     /// Says what an error code means and what to do about it.
     Explain {
         /// For instance E102.
@@ -95,6 +102,8 @@ enum Exit {
     Usage = 2,
     /// There is no such instance.
     NoInstance = 3,
+    /// A part only, or not as it should be.
+    Partial = 4,
     /// Nobody answered in time.
     TimeOut = 5,
     /// The instance is another user's.
@@ -127,6 +136,7 @@ fn run(cli: Cli) -> Result<(), Ending> {
     match cli.command {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
         Command::Layout(command) => layout::run(&command),
+        Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
         Command::Explain { code } => explain(&code),
         Command::Config(ConfigCommand::Check) => {
             load(&cli.config)?;
@@ -135,6 +145,12 @@ fn run(cli: Cli) -> Result<(), Ending> {
         }
         Command::Config(ConfigCommand::Show) => show_config(&load(&cli.config)?),
     }
+}
+
+/// The job that this runs in.
+fn own_job() -> Result<u32, Ending> {
+    let id = std::env::var("SLURM_JOB_ID").ok().and_then(|id| id.parse().ok());
+    id.ok_or_else(|| Ending::new(Exit::Usage, "which job? this is none"))
 }
 
 fn load(path: &std::path::Path) -> Result<SiteConfig, Ending> {

@@ -3,8 +3,8 @@
 use std::io::IsTerminal;
 
 use burstfs_config::SiteConfig;
-use burstfs_proto::mgs::InstanceStatus;
-use burstfs_types::{InstanceId, hostlist};
+use burstfs_proto::mgs::{InstanceStatus, Status};
+use burstfs_types::hostlist;
 use nix::unistd::{Uid, User};
 
 use crate::ask::{self, AskError};
@@ -53,11 +53,8 @@ fn ask_all(jobs: &[Job], config: &SiteConfig) -> Result<Answers, Ending> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failure(&error))?;
     let (mut rows, mut errors) = (Vec::new(), Vec::new());
     for job in jobs {
-        let instance = InstanceId::new(&cluster, job.id, job.restart_count).map_err(|error| failure(&error))?;
-        let Some(host) = job.hosts.first() else { continue };
-        let user = User::from_name(&job.user).ok().flatten();
-        let uid = user.ok_or_else(|| failure(&format!("user {} is not known here", job.user)))?.uid;
-        match runtime.block_on(ask::status(&instance, host, uid.as_raw(), config)) {
+        let Some(place) = ask::Place::of(job, &cluster)? else { continue };
+        match runtime.block_on(ask::ask(&place, &Status, ask::TIMEOUT, config)) {
             Ok(Some(status)) => rows.push((job.id, status)),
             Ok(None) => {}
             Err(error) => errors.push((job.clone(), error)),

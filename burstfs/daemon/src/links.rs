@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use burstfs_mds::{ObjectRemover, Peers};
-use burstfs_net::{Channel, Client, ClientBulk, Deadline, RpcError};
+use burstfs_net::{Channel, Client, ClientBulk, Deadline, Numbered, RpcError};
 use burstfs_oss::Ost;
 use burstfs_proto::Rpc;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
@@ -56,7 +56,25 @@ impl Links {
         known.get(usize::from(node)).cloned().ok_or(RpcError::Errno(Errno::ENXIO))
     }
 
-    async fn call_mds(&self, mdt: MdtIndex, request: &MdsRequest) -> Result<MdsReply, RpcError> {
+    /// How many nodes there are.
+    pub(crate) async fn nodes(&self) -> Result<u16, Errno> {
+        let mut channels = self.channels.subscribe();
+        let known = channels.wait_for(|channels| !channels.is_empty()).await.map_err(|_| Errno::EIO)?;
+        u16::try_from(known.len()).map_err(|_| Errno::EIO)
+    }
+
+    /// A number for a call within this process.
+    pub(crate) fn take_number(&self) -> Numbered {
+        self.client.xids().take()
+    }
+
+    /// Calls a service of another node.
+    pub(crate) async fn call_node<R: Rpc>(&self, node: NodeIndex, request: &R) -> Result<R::Reply, RpcError> {
+        self.channel(node.get()).await?.call(request, Deadline::after(RPC_TIMEOUT)).await
+    }
+
+    /// Calls another MDT.
+    pub(crate) async fn call_mds(&self, mdt: MdtIndex, request: &MdsRequest) -> Result<MdsReply, RpcError> {
         let channel = self.channel(mdt.get()).await?;
         let deadline = Deadline::after(RPC_TIMEOUT);
         let (body, _) = channel.exchange(request.opcode(), request.encode(), ClientBulk::None, deadline).await?;

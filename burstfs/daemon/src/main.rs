@@ -5,6 +5,7 @@
 //! arguments and reads no configuration: the supervisor's first message says everything.
 
 mod backing;
+mod check;
 mod control;
 mod directory;
 mod job;

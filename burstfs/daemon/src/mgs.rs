@@ -131,6 +131,8 @@ impl MgsDriver {
                 Ok(MgsReply::Fail(()))
             }
             MgsRequest::Status(_) => Ok(MgsReply::Status(self.lock().status())),
+            // Of all targets, which the MGS does not know: `crate::check` answers.
+            MgsRequest::Check(_) => Err(Errno::EPROTO),
         }
     }
 

@@ -215,10 +215,10 @@ fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Resu
         layout: description.spec.create.layout,
         has_ready_made: true,
     };
-    let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links), Arc::new(SystemClock)).context("MDT")?;
+    let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links.clone()), Arc::new(SystemClock)).context("MDT")?;
     let options = Options { capacity_bytes: description.capacity_bytes, open_files_max: OPEN_FILES_MAX };
     let ost = Ost::open(&description.data_dir.join("ost"), options).context("OST")?;
-    Ok(Targets { mdt: Arc::new(mdt), ost: Arc::new(ost) })
+    Ok(Targets { own: NodeIndex::new(description.node_index), mdt: Arc::new(mdt), ost: Arc::new(ost), links })
 }
 
 fn open_engine(dir: &Path) -> anyhow::Result<RocksEngine> {

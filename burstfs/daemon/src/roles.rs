@@ -11,13 +11,15 @@ use burstfs_proto::DecodeError;
 use burstfs_proto::batch::{self, BatchReply, BatchRequest};
 use burstfs_proto::hello::Role;
 use burstfs_proto::mds::MdsRequest;
-use burstfs_proto::mgs::MgsRequest;
+use burstfs_proto::mgs::{MgsReply, MgsRequest};
 use burstfs_proto::oss::OssRequest;
 use burstfs_proto::service::{Bulk, Caller, MetadataService, ObjectService};
 use burstfs_proto::stage::StageRequest;
-use burstfs_types::Errno;
+use burstfs_types::{Errno, NodeIndex};
 use tokio::sync::watch;
 
+use crate::check;
+use crate::links::Links;
 use crate::mgs::MgsDriver;
 
 /// Transfers up to this size are done on the thread that has the request: handing it over would cost more than a copy
@@ -30,8 +32,11 @@ const TAKING_OVER: Duration = Duration::from_secs(10);
 /// The targets of this node.
 #[derive(Clone)]
 pub(crate) struct Targets {
+    pub(crate) own: NodeIndex,
     pub(crate) mdt: Arc<Mdt>,
     pub(crate) ost: Arc<Ost>,
+    /// The way to the others'.
+    pub(crate) links: Links,
 }
 
 /// Answers what comes over the network. The targets are opened while the node joins, so they may be a moment away.
@@ -69,7 +74,11 @@ impl Roles {
             OssRequest::Read(_) | OssRequest::Write(_) | OssRequest::Append(_) => {
                 bulk.source_len().max(bulk.sink_len()) > SMALL_IO_BYTES
             }
-            OssRequest::Sync(_) | OssRequest::Remove(_) | OssRequest::Truncate(_) | OssRequest::Allocate(_) => true,
+            OssRequest::Sync(_)
+            | OssRequest::Remove(_)
+            | OssRequest::Truncate(_)
+            | OssRequest::Allocate(_)
+            | OssRequest::List(_) => true,
             OssRequest::Glimpse(_) | OssRequest::SetTimes(_) | OssRequest::Seek(_) | OssRequest::Statfs(_) => false,
         };
         if !is_long {
@@ -104,6 +113,9 @@ impl Handler for Roles {
             2 => self.call_oss(caller, OssRequest::decode(opcode, body).map_err(refused)?, bulk).await,
             3 => {
                 let request = MgsRequest::decode(opcode, body).map_err(refused)?;
+                if let MgsRequest::Check(_) = request {
+                    return Ok(MgsReply::Check(check::check(&self.targets().await?).await?).encode());
+                }
                 self.mgs().await?.call(request).await.map(|reply| reply.encode())
             }
             4 => {
@@ -122,10 +134,11 @@ impl Handler for Roles {
 
 /// The `burstfs` command may ask how the instance is, and nothing else.
 fn check_role(peer: &Peer, opcode: u16) -> Result<(), Errno> {
-    use burstfs_proto::{Rpc, mgs::Status};
+    use burstfs_proto::Rpc;
+    use burstfs_proto::mgs::{Check, Status};
     match peer.role {
         Role::Node(_) => Ok(()),
-        Role::Command if opcode == Status::OPCODE => Ok(()),
+        Role::Command if [Status::OPCODE, Check::OPCODE].contains(&opcode) => Ok(()),
         Role::Command => Err(Errno::EACCES),
     }
 }

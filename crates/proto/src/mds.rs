@@ -71,6 +71,8 @@ rpcs! {
     0x0183 ReadOnly PeerLook(PeerLook) -> Option<Named>;
     /// From another MDT: the directory that a directory is in. EBUSY while that is being decided.
     0x0184 ReadOnly PeerParent(PeerParent) -> Ino;
+    /// From the checker: a part of this MDT's records.
+    0x0185 ReadOnly PeerRecords(PeerRecords) -> Records;
 }
 
 /// Asks for the entry `name` of the directory `parent`.
@@ -617,6 +619,26 @@ pub struct PeerLook {
 pub struct PeerParent {
     /// A directory of this MDT.
     pub ino: Ino,
+}
+
+/// Asks for records, for the checker.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerRecords {
+    /// Where to go on: empty at the beginning, then [`Records::next`].
+    pub from: Vec<u8>,
+}
+
+/// Some of an MDT's records, as they are stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Records {
+    /// Keys and values. Values that the checker does not look at are left out.
+    pub pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Vec<u8>>,
+    /// Inode numbers from here on were never given out.
+    pub limit: u64,
+    /// How many inodes the MDT counts.
+    pub inodes: i64,
 }
 
 /// Objects that no inode needs any more; the MDS keeps the record until the OSTs have removed them.

@@ -22,6 +22,8 @@ rpcs! {
     0x0305 Idempotent Fail(Fail) -> ();
     /// The instance as people see it.
     0x0306 ReadOnly Status(Status) -> InstanceStatus;
+    /// Whether all MDTs and OSTs are consistent.
+    0x0307 ReadOnly Check(Check) -> Checked;
 }
 
 /// A node's registration.
@@ -199,4 +201,23 @@ pub struct InstanceStatus {
     pub stage_out: StageFigures,
     /// Why it is what it is; empty when all is well.
     pub reason: String,
+}
+
+/// Asks for a walk over all targets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Check;
+
+/// What a walk over all targets found.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Checked {
+    /// What is wrong, some hundreds of them at most.
+    pub findings: Vec<String>,
+    /// How many there are.
+    pub findings_count: u64,
+    /// Inodes that were looked at.
+    pub inodes: u64,
+    /// Objects that were looked at.
+    pub objects: u64,
+    /// Nodes whose targets did not answer, and were not looked at.
+    pub missing: Vec<NodeIndex>,
 }

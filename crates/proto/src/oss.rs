@@ -31,6 +31,8 @@ rpcs! {
     0x020a ReadOnly Seek(Seek) -> SeekDone;
     /// Space of this OST.
     0x020b ReadOnly Statfs(Statfs) -> OstStatfs;
+    /// Which objects there are, for the checker.
+    0x020c ReadOnly List(List) -> Listed;
 }
 
 /// Reads `len` bytes at `offset`.
@@ -202,4 +204,22 @@ pub struct OstStatfs {
     pub available: u64,
     /// Objects.
     pub objects: u64,
+}
+
+/// Asks for objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct List {
+    /// Which part of the OST: 0 at the beginning, then [`Listed::next`]'s.
+    pub part: u16,
+    /// The last object seen of that part.
+    pub behind: Option<ObjectId>,
+}
+
+/// Some of an OST's objects.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Listed {
+    /// The objects, with the bytes that are allocated for each.
+    pub objects: Vec<(ObjectId, u64)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<List>,
 }

@@ -406,7 +406,9 @@ fn mdt_of(request: &MdsRequest) -> MdtIndex {
         MdsRequest::PeerLook(it) => it.parent,
         MdsRequest::PeerParent(it) => it.ino,
         MdsRequest::PeerOutcome(it) => it.tx.number(),
-        MdsRequest::Statfs(_) | MdsRequest::PeerPrepare(_) | MdsRequest::PeerDecide(_) => Ino::ROOT,
+        MdsRequest::Statfs(_) | MdsRequest::PeerPrepare(_) | MdsRequest::PeerDecide(_) | MdsRequest::PeerRecords(_) => {
+            Ino::ROOT
+        }
     };
     ino.mdt()
 }
@@ -625,7 +627,8 @@ impl Model {
             | MdsRequest::PeerDecide(_)
             | MdsRequest::PeerOutcome(_)
             | MdsRequest::PeerLook(_)
-            | MdsRequest::PeerParent(_) => Err(Errno::EPROTO),
+            | MdsRequest::PeerParent(_)
+            | MdsRequest::PeerRecords(_) => Err(Errno::EPROTO),
         }
     }
 

@@ -132,6 +132,8 @@ codes! {
 
     Internal = 601, "a bug in burstfs",
         "Something that cannot happen did. Please report it with the logs.";
+    Inconsistent = 602, "metadata and objects do not fit together",
+        "`burstfs check` found records of the metadata targets, or objects, that contradict one another, several times in a row. The findings name inodes by number (ls -i). What is not named is all right; copy what you need elsewhere, and report the findings with the logs.";
 }
 
 impl Code {

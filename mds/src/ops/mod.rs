@@ -86,7 +86,8 @@ pub(crate) fn plan(request: &MdsRequest) -> Plan<'_> {
         | MdsRequest::PeerDecide(_)
         | MdsRequest::PeerOutcome(_)
         | MdsRequest::PeerLook(_)
-        | MdsRequest::PeerParent(_) => Plan::default(),
+        | MdsRequest::PeerParent(_)
+        | MdsRequest::PeerRecords(_) => Plan::default(),
     }
 }
 
@@ -128,6 +129,7 @@ pub(crate) fn run(ns: &mut Namespace<'_>, request: &MdsRequest) -> Result<MdsRep
         | MdsRequest::PeerDecide(_)
         | MdsRequest::PeerOutcome(_)
         | MdsRequest::PeerLook(_)
-        | MdsRequest::PeerParent(_) => return Err(Errno::EPROTO.into()),
+        | MdsRequest::PeerParent(_)
+        | MdsRequest::PeerRecords(_) => return Err(Errno::EPROTO.into()),
     })
 }

@@ -39,6 +39,7 @@ impl Mdt {
             MdsRequest::PeerOutcome(it) => self.outcome(it).map(MdsReply::PeerOutcome).map_err(OpError::Errno),
             MdsRequest::PeerLook(it) => self.look_here(it),
             MdsRequest::PeerParent(it) => self.parent_here(it),
+            MdsRequest::PeerRecords(it) => self.records(it).map(MdsReply::PeerRecords).map_err(OpError::Store),
             _ => Err(Errno::EPROTO.into()),
         };
         reply.map_err(|error| errno_of(&error))

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use burstfs_client::fs::{ClientFs, Node, RemoteNode, Targets};
-use burstfs_mds::{Mdt, MdtConfig, MemoryEngine, ObjectRemover, Peers, SystemClock};
+use burstfs_mds::{Checker, Mdt, MdtConfig, MemoryEngine, ObjectRemover, Peers, SystemClock, Violation};
 use burstfs_net::testing::Realm;
 use burstfs_net::{
     Channel, ChannelLimits, Client, ClientBulk, Deadline, Handler, Identity, InProcess, Peer, ServerConfig,
@@ -21,7 +21,7 @@ use burstfs_oss::{Options, Ost};
 use burstfs_proto::batch::{self, BatchReply, BatchRequest};
 use burstfs_proto::hello::Role;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
-use burstfs_proto::oss::{OssRequest, Remove};
+use burstfs_proto::oss::{List, OssReply, OssRequest, Remove, Statfs};
 use burstfs_proto::service::{Bulk, Caller, MetadataService, NoBulk, ObjectService};
 use burstfs_types::{ClientId, Errno, Ino, InstanceId, LayoutPolicy, MdtIndex, NodeIndex, OstIndex};
 use tempfile::TempDir;
@@ -32,8 +32,11 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const CAPACITY: u64 = 1 << 30;
 
 /// One instance. Its root directory is root's, mode 0777.
+///
+/// At its end the checker finds nothing.
 pub(crate) struct Cluster {
     clients: Vec<Arc<ClientFs>>,
+    mdts: Vec<Arc<Mdt>>,
     osts: Vec<Arc<Ost>>,
     batches: Arc<AtomicUsize>,
     // Servers end before the runtime that runs them.
@@ -65,6 +68,7 @@ impl Cluster {
         let built = runtime.block_on(async { Builder::new((nodes, layout), network, &directory).await });
         Cluster {
             clients: built.clients,
+            mdts: built.mdts,
             osts: built.osts,
             batches: built.batches,
             _servers: built.servers,
@@ -104,9 +108,54 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// What the checker finds over all targets.
+    async fn found(&self) -> Vec<Violation> {
+        let mut checker = Checker::new(u16::try_from(self.mdts.len()).unwrap());
+        for mdt in &self.mdts {
+            checker.add_mdt(mdt).unwrap();
+        }
+        let xids = XidSource::new(ClientId { node: NodeIndex::new(0), incarnation: 1 });
+        for (index, ost) in (0..).zip(&self.osts) {
+            let (mut objects, mut next) = (Vec::new(), Some(List { part: 0, behind: None }));
+            while let Some(list) = next {
+                let reply = ost.call(xids.take().caller(), list.into(), &mut NoBulk).await;
+                let Ok(OssReply::List(listed)) = reply else { panic!("{reply:?}") };
+                objects.extend(listed.objects);
+                next = listed.next;
+            }
+            let reply = ost.call(xids.take().caller(), Statfs.into(), &mut NoBulk).await;
+            let Ok(OssReply::Statfs(counts)) = reply else { panic!("{reply:?}") };
+            checker.add_ost(OstIndex::new(index), &objects, &counts);
+        }
+        checker.finish()
+    }
+
+    /// What the checker finds once nothing happens any more, but at most for ten seconds.
+    async fn found_in_the_end(&self) -> Vec<Violation> {
+        for _ in 0..100 {
+            let found = self.found().await;
+            if found.is_empty() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.found().await
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.runtime.block_on(self.found_in_the_end()), []);
+        }
+    }
+}
+
 /// What a cluster is made of.
 struct Builder {
     clients: Vec<Arc<ClientFs>>,
+    mdts: Vec<Arc<Mdt>>,
     osts: Vec<Arc<Ost>>,
     batches: Arc<AtomicUsize>,
     servers: Vec<ServerHandle>,
@@ -157,7 +206,7 @@ impl Builder {
                 tokio::spawn(async move { mdt.run_resolver(MdtIndex::new(peer as u16)).await });
             }
         }
-        Builder { clients, osts, batches, servers }
+        Builder { clients, mdts, osts, batches, servers }
     }
 }
 
