@@ -232,6 +232,14 @@ impl Clients {
         Ok(Ok(Arrival { client, replaced }))
     }
 
+    /// The newest client of a node, marked as evicted.
+    pub(crate) fn lose(&self, node: NodeIndex) -> Option<Arc<Client>> {
+        let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
+        let client = by_node.get(&node)?;
+        client.is_evicted.store(true, Ordering::Release);
+        Some(Arc::clone(client))
+    }
+
     /// Says that the opens of `node`'s client from before the MDT was opened are over. True when it was the last of them.
     pub(crate) fn end_survivor(&self, node: NodeIndex) -> bool {
         let mut survivors = self.survivors.lock().unwrap_or_else(PoisonError::into_inner);

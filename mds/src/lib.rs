@@ -21,6 +21,7 @@ mod check;
 mod clients;
 mod clock;
 mod destroy;
+mod file_locks;
 mod inos;
 mod locks;
 mod mdt;

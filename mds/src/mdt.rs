@@ -24,11 +24,12 @@ use async_trait::async_trait;
 use burstfs_proto::Class;
 use burstfs_proto::mds::{MdsReply, MdsRequest, MdtStatfs};
 use burstfs_proto::service::{Caller, MetadataService};
-use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, Name, Timestamp};
+use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, Name, NodeIndex, Timestamp};
 
 use crate::clients::{Begin, Client, Clients, Running};
 use crate::clock::Clock;
 use crate::destroy::Destroys;
+use crate::file_locks::FileLocks;
 use crate::inos::Inos;
 use crate::locks::{Locked, Locks, Needs, Stripe};
 use crate::namespace::{Effects, Namespace, OpError, OpenFiles};
@@ -70,6 +71,7 @@ pub struct Mdt {
     pub(crate) inode_count: AtomicI64,
     pub(crate) destroys: Destroys,
     pub(crate) txns: Txns,
+    pub(crate) file_locks: FileLocks,
 }
 
 /// What came of trying a request.
@@ -101,12 +103,14 @@ impl Mdt {
             inodes += 1;
             Ok(())
         })?;
+        let clients = Clients::load(&*engine)?;
         let mdt = Mdt {
             config,
             clock,
             peers,
             locks: Locks::new(),
-            clients: Clients::load(&*engine)?,
+            file_locks: FileLocks::load(&*engine, &clients)?,
+            clients,
             inos: Inos::load(&*engine, config.mdt)?,
             inode_count: AtomicI64::new(inodes),
             destroys: Destroys::load(&*engine)?,
@@ -137,9 +141,19 @@ impl Mdt {
         Ok(arrival.client)
     }
 
-    /// Forgets what a client that is no more had open.
+    /// A node will not come back: its client has nothing open and no locks any more.
+    pub fn lose_node(&self, node: NodeIndex) {
+        if let Some(client) = self.clients.lose(node)
+            && let Err(error) = self.evict(&client)
+        {
+            logged(&error);
+        }
+    }
+
+    /// Forgets what a client that is no more had open and locked.
     fn evict(&self, client: &Client) -> Result<(), StoreError> {
-        tracing::info!(client = %client.id, "evicted: its node has a newer one");
+        tracing::info!(client = %client.id, "evicted: its node has a newer one, or none");
+        self.file_locks.forget(&*self.engine, client.id);
         for mut locked in self.locks.each() {
             for ino in locked.forget_opens(client.id) {
                 self.release_orphan(&locked, ino)?;
@@ -256,6 +270,9 @@ impl Mdt {
         running: Option<&Running<'_>>,
         request: &MdsRequest,
     ) -> Result<MdsReply, Errno> {
+        if let Some(changed) = self.change_locks(client, running, request) {
+            return changed;
+        }
         let fresh = ops::needs_ino(request).then(|| self.inos.take(&*self.engine)).transpose();
         let job = Job { client, running, request, fresh: fresh.map_err(|error| errno_of(&error))? };
         loop {
@@ -323,7 +340,10 @@ impl MetadataService for Mdt {
             return self.answer_peer(&request);
         }
         match request.class() {
-            Class::ReadOnly => self.read(&request).await,
+            Class::ReadOnly => match self.ask_locks(&client, &request).await {
+                Some(answer) => answer,
+                None => self.read(&request).await,
+            },
             Class::Idempotent => self.modify(&client, None, &request).await,
             Class::Replayable => self.replayable(&client, caller, &request).await,
         }

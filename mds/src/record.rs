@@ -12,6 +12,7 @@
 //! | `P` ino | [`Layout`] | a file that is gone, its objects not yet |
 //! | `L` node | incarnation | the client that was last seen on a node |
 //! | `R` node, slot | [`StoredReply`] | the reply cache |
+//! | `F` ino | locks | who has which bytes of a file |
 //! | `T` transaction | [`Intent`](crate::txn) | what this MDT has promised to do when another one decides so |
 //! | `W` transaction | MDTs | a transaction that this MDT has committed, and who may not have done his part |
 //! | `N` | counter | no inode number from here on was ever given out |
@@ -160,6 +161,7 @@ pub(crate) mod key {
     pub(crate) const DESTROY: u8 = b'P';
     pub(crate) const CLIENT: u8 = b'L';
     pub(crate) const REPLY: u8 = b'R';
+    pub(crate) const FILE_LOCKS: u8 = b'F';
     pub(crate) const INTENT: u8 = b'T';
     pub(crate) const COMMITTED: u8 = b'W';
     pub(crate) const INO_LIMIT: &[u8] = b"N";
@@ -194,6 +196,10 @@ pub(crate) mod key {
 
     pub(crate) fn destroy(ino: Ino) -> Vec<u8> {
         with(DESTROY, ino, &[])
+    }
+
+    pub(crate) fn file_locks(ino: Ino) -> Vec<u8> {
+        with(FILE_LOCKS, ino, &[])
     }
 
     pub(crate) fn intent(tx: TxId) -> Vec<u8> {

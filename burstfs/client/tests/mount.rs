@@ -19,9 +19,7 @@ use std::time::{Duration, SystemTime};
 use burstfs_client::fuse::SessionEnd;
 use burstfs_types::Errno;
 use nix::mount::MntFlags;
-use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, RenameFlags, Timespec, Timestamps, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
 use support::cluster::CAPACITY;
 use support::mount::{Mounted, mounts};
 
@@ -534,14 +532,6 @@ fn of_another_nodes_files_private_mappings_work_and_shared_ones_are_refused() {
     assert_eq!(fs::read(here.join("f")).unwrap(), vec![3; LEN]);
     // SAFETY: the mapping is the one made above.
     assert_eq!(unsafe { libc::munmap(memory, LEN) }, 0);
-}
-
-#[test]
-fn locks_are_refused_since_they_would_hold_on_one_node_only() {
-    let ([mount], _cluster) = mounts();
-    let file = File::create(mount.join("f")).unwrap();
-    assert_eq!(sys(rustix::fs::flock(&file, FlockOperation::LockExclusive)), Some(Errno::ENOSYS));
-    assert_eq!(sys(rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)), Some(Errno::ENOSYS));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Nodes that were given up, and what this node does about it: what they hold answers EIO at once, instead of after a
-//! time-out for each request.
+//! time-out for each request, and what they had open or locked is free.
 //!
 //! Owns the list of those that this node has heard of; only the MGS adds to it, and nobody is taken off.
 
@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burstfs_client::fs::ClientFs;
+use burstfs_mds::Mdt;
 use burstfs_types::{Code, Failure, NodeIndex};
 
 use crate::links::Links;
@@ -17,13 +18,14 @@ pub(crate) struct LostNodes {
     hosts: Vec<String>,
     fs: Arc<ClientFs>,
     links: Links,
+    mdt: Arc<Mdt>,
     known: Mutex<BTreeSet<NodeIndex>>,
 }
 
 impl LostNodes {
     /// Nobody is lost. `hosts` by node index.
-    pub(crate) fn new(own: NodeIndex, hosts: Vec<String>, fs: Arc<ClientFs>, links: Links) -> LostNodes {
-        LostNodes { own, hosts, fs, links, known: Mutex::default() }
+    pub(crate) fn new(own: NodeIndex, hosts: Vec<String>, fs: Arc<ClientFs>, links: Links, mdt: Arc<Mdt>) -> LostNodes {
+        LostNodes { own, hosts, fs, links, mdt, known: Mutex::default() }
     }
 
     /// Those that this node has given up.
@@ -66,6 +68,7 @@ impl LostNodes {
             tracing::error!("{}", Failure::new(Code::NodeLost, message));
             self.fs.targets().give_up(node);
             self.links.give_up(node);
+            self.mdt.lose_node(node);
         }
     }
 }

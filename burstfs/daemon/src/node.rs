@@ -130,8 +130,11 @@ impl Joining {
         spawn_destroyer(own, &targets, &links);
         spawn_resolvers(own, &targets, map.nodes.len());
         let fs = Arc::new(client_fs(own, &map, &targets, &client));
+        if description.restarted {
+            announce(Arc::clone(&fs));
+        }
         Ok(Node {
-            lost: Arc::new(LostNodes::new(own, description.nodes.clone(), fs.clone(), links)),
+            lost: Arc::new(LostNodes::new(own, description.nodes.clone(), fs.clone(), links, targets.mdt)),
             fs,
             directory: self.directory,
             map,
@@ -249,6 +252,16 @@ fn spawn_resolvers(own: NodeIndex, targets: &Targets, nodes: usize) {
         let mdt = targets.mdt.clone();
         tokio::spawn(async move { mdt.run_resolver(peer).await });
     }
+}
+
+/// Shows every MDT that this node's client is a new one: what the one before it had open and locked is free then, also where
+/// this one has nothing to ask.
+fn announce(fs: Arc<ClientFs>) {
+    tokio::spawn(async move {
+        if let Err(error) = fs.statfs().await {
+            tracing::warn!("not all nodes know yet that this daemon was started again: {error}");
+        }
+    });
 }
 
 /// Until when all nodes must have joined.

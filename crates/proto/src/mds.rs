@@ -6,6 +6,8 @@
 use burstfs_types::{Attr, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, ObjectId, OstIndex, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::locks::{AwaitLocks, GetLock, LeaveQueue, LockAnswer, LockHolder, SetLock, Unlock};
+
 rpcs! {
     /// A request to an MDT.
     MdsRequest,
@@ -61,6 +63,16 @@ rpcs! {
     0x0118 Replayable ReserveAppend(ReserveAppend) -> u64;
     /// Says that a striped file is about to be truncated, so that appends begin there.
     0x0119 Idempotent EndAppends(EndAppends) -> ();
+    /// A lock on a file.
+    0x0120 Replayable SetLock(SetLock) -> LockAnswer;
+    /// Gives locks up.
+    0x0121 Replayable Unlock(Unlock) -> ();
+    /// Who keeps a lock from being granted; `None` if nobody does.
+    0x0122 ReadOnly GetLock(GetLock) -> Option<LockHolder>;
+    /// Which of the client's tickets wait no longer.
+    0x0123 ReadOnly AwaitLocks(AwaitLocks) -> Vec<u64>;
+    /// Leaves the queue; false when the ticket did not wait (any more).
+    0x0124 Replayable LeaveQueue(LeaveQueue) -> bool;
     /// From another MDT: makes sure that a part of a transaction can be done here, and holds what it concerns.
     0x0180 Idempotent PeerPrepare(PeerPrepare) -> Vec<Attr>;
     /// From the coordinator: the prepared part is done, or dropped.

@@ -406,9 +406,16 @@ fn mdt_of(request: &MdsRequest) -> MdtIndex {
         MdsRequest::PeerLook(it) => it.parent,
         MdsRequest::PeerParent(it) => it.ino,
         MdsRequest::PeerOutcome(it) => it.tx.number(),
-        MdsRequest::Statfs(_) | MdsRequest::PeerPrepare(_) | MdsRequest::PeerDecide(_) | MdsRequest::PeerRecords(_) => {
-            Ino::ROOT
-        }
+        MdsRequest::SetLock(it) => it.lock.ino,
+        MdsRequest::Unlock(it) => it.ino,
+        MdsRequest::GetLock(it) => it.lock.ino,
+        // These are asked of each MDT.
+        MdsRequest::Statfs(_)
+        | MdsRequest::AwaitLocks(_)
+        | MdsRequest::LeaveQueue(_)
+        | MdsRequest::PeerPrepare(_)
+        | MdsRequest::PeerDecide(_)
+        | MdsRequest::PeerRecords(_) => Ino::ROOT,
     };
     ino.mdt()
 }
@@ -619,16 +626,8 @@ impl Model {
             MdsRequest::ListXattr(it) => Ok(MdsReply::ListXattr(self.node(it.ino)?.xattrs.keys().cloned().collect())),
             MdsRequest::RemoveXattr(it) => self.remove_xattr(it).map(MdsReply::RemoveXattr),
             MdsRequest::Statfs(_) => Ok(MdsReply::Statfs(MdtStatfs { inodes_used: self.nodes.len() as u64 })),
-            MdsRequest::GetLayout(_)
-            | MdsRequest::SetLayout(_)
-            | MdsRequest::ReserveAppend(_)
-            | MdsRequest::EndAppends(_)
-            | MdsRequest::PeerPrepare(_)
-            | MdsRequest::PeerDecide(_)
-            | MdsRequest::PeerOutcome(_)
-            | MdsRequest::PeerLook(_)
-            | MdsRequest::PeerParent(_)
-            | MdsRequest::PeerRecords(_) => Err(Errno::EPROTO),
+            // Nothing of the namespace.
+            _ => Err(Errno::EPROTO),
         }
     }
 

@@ -16,6 +16,7 @@ pub struct OpenFile {
     place: OnceLock<Place>,
     has_set_id: Arc<AtomicBool>,
     watch: Arc<SetIdWatch>,
+    lock_owners: Mutex<Vec<u64>>,
 }
 
 /// Where a file's bytes live.
@@ -29,7 +30,13 @@ impl OpenFile {
     pub(super) fn new(attr: &Attr, targets: &Targets, watch: &Arc<SetIdWatch>) -> Result<OpenFile, FsError> {
         let layout = layout_of(attr)?.cloned();
         let has_set_id = watch.enter(attr.ino, has_set_id(attr.mode));
-        let file = OpenFile { ino: attr.ino, place: OnceLock::new(), has_set_id, watch: Arc::clone(watch) };
+        let file = OpenFile {
+            ino: attr.ino,
+            place: OnceLock::new(),
+            has_set_id,
+            watch: Arc::clone(watch),
+            lock_owners: Mutex::default(),
+        };
         if let Some(layout) = layout {
             file.place(layout, targets);
         }
@@ -74,6 +81,19 @@ impl OpenFile {
     /// Whether a write by a process that may not keep set-id bits has to ask the MDT to clear them.
     pub fn has_set_id(&self) -> bool {
         self.has_set_id.load(Ordering::Acquire)
+    }
+
+    /// Remembers that `owner` may get locks through this open file.
+    pub(super) fn add_lock_owner(&self, owner: u64) {
+        let mut owners = self.lock_owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+
+    /// Who may have got locks through this open file, once.
+    pub(super) fn take_lock_owners(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.lock_owners.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn set_id_cleared(&self) {

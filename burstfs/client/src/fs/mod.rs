@@ -5,8 +5,9 @@
 //! MDT and the OSTs know of a file into one set of attributes.
 //!
 //! Does not own state that could grow old: no attribute, entry or byte is kept between two calls, so what one node has
-//! been told is done, every other node sees. The one exception is [`OpenFile`], which holds what never changes of an open
-//! file (its inode, and its layout once it is decided) and a hint about set-id bits.
+//! been told is done, every other node sees. The exceptions are [`OpenFile`], which holds what never changes of an open
+//! file (its inode, and its layout once it is decided) a hint about set-id bits, and the names of
+//! those who have locks.
 //!
 //! Invariants:
 //! - the bytes of a regular file are its objects' bytes; the size is the end of the last byte that any object holds;
@@ -28,6 +29,7 @@ mod error;
 mod file;
 mod gather;
 mod layout;
+mod locks;
 mod namespace;
 mod remote;
 mod statfs;
@@ -49,24 +51,36 @@ pub use statfs::FsStatfs;
 pub use targets::{Node, Targets};
 
 use file::SetIdWatch;
+use locks::LockState;
 
 /// The file system, as the node `node` of the instance sees it.
 pub struct ClientFs {
-    targets: Targets,
+    targets: Arc<Targets>,
     node: NodeIndex,
     watch: Arc<SetIdWatch>,
+    locks: Arc<LockState>,
 }
 
 impl ClientFs {
     /// The file system over `targets`, for a client on `node`: new files live on that node's OST.
     pub fn new(targets: Targets, node: NodeIndex) -> ClientFs {
-        ClientFs { targets, node, watch: Arc::default() }
+        ClientFs { targets: Arc::new(targets), node, watch: Arc::default(), locks: Arc::default() }
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeIndex {
+        self.node
     }
 
     /// The same file system for whoever works on many files at once: what one task asks of another node's MDT at the same
     /// time goes there in one message.
     pub fn gathering(&self) -> ClientFs {
-        ClientFs { targets: self.targets.gathering(), node: self.node, watch: Arc::clone(&self.watch) }
+        ClientFs {
+            targets: Arc::new(self.targets.gathering()),
+            node: self.node,
+            watch: Arc::clone(&self.watch),
+            locks: Arc::clone(&self.locks),
+        }
     }
 
     /// The OST of this node.

@@ -136,6 +136,7 @@ impl ClientFs {
     /// The last `close(2)` of an open file.
     pub async fn close(&self, file: &OpenFile) -> Result<(), FsError> {
         let ino = file.ino();
+        self.unlock_description(file).await;
         self.targets.mds(ino.mdt(), Close { ino }).await
     }
 

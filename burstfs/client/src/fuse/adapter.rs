@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use burstfs_net::RpcError;
+use burstfs_proto::locks::{Lock, LockRange};
 use burstfs_proto::mds::XattrMode;
 use burstfs_proto::oss::SeekTarget;
 use burstfs_types::{Attr, Errno};
@@ -21,6 +22,7 @@ use fuser::{
     WriteFlags,
 };
 use tokio::runtime::Handle as RuntimeHandle;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::convert::{self, BLOCK_BYTES, Blocks};
@@ -28,6 +30,7 @@ use super::handles::{Handle, Handles};
 use super::passthrough::{Io, Passthrough, Table, Use, Wish};
 use super::run::Runner;
 use super::session::FuseConfig;
+use super::signals::signalled;
 use crate::fs::{
     AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, Opened, RemoteError, WriteData,
 };
@@ -47,9 +50,9 @@ const ENTRIES_MAX: u32 = 512;
 const DOT_COOKIE: u64 = 1;
 const DOT_DOT_COOKIE: u64 = 2;
 
-/// What comes here: direct I/O, and no FLUSH at close: a write that has returned is with its OST.
-const DIRECT_FLAGS: FopenFlags =
-    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES).union(FopenFlags::FOPEN_NOFLUSH);
+/// What comes here: direct I/O. There is a FLUSH at each close, although a write that has returned is with its OST: nothing else says
+/// that a process has closed a file, and with that has given up its locks.
+const DIRECT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 
 /// What the kernel is asked for; without any of these the semantics would be others, so the session fails then.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
@@ -70,6 +73,8 @@ pub(super) struct Core {
     handles: Handles,
     runner: Runner,
     passthrough: Option<Arc<Table>>,
+    /// Ends the waits of processes that the kernel has let go.
+    is_over: watch::Sender<bool>,
 }
 
 impl Core {
@@ -80,7 +85,13 @@ impl Core {
         runtime: RuntimeHandle,
     ) -> Core {
         let runner = Runner::new(runtime, config.operations_max, config.bulk_bytes_max);
-        Core { fs, handles: Handles::default(), runner, passthrough: passthrough.map(Table::new) }
+        Core {
+            fs,
+            handles: Handles::default(),
+            runner,
+            passthrough: passthrough.map(Table::new),
+            is_over: watch::Sender::new(false),
+        }
     }
 
     /// Gives a file just opened a handle, and decides how its I/O is done.
@@ -105,6 +116,7 @@ impl Core {
 
     /// Waits for what is under way, and closes what the kernel has left open.
     pub(super) async fn finish(&self) {
+        self.is_over.send_replace(true);
         self.runner.idle().await;
         for Handle { file, passed } in self.handles.drain() {
             drop(passed);
@@ -127,11 +139,8 @@ impl OpenReply {
         match passed.map_or(Io::Daemon, Use::io) {
             Io::Daemon => OpenReply { flags: DIRECT_FLAGS, backing: None },
             Io::DaemonMapped(id) => OpenReply { flags: DIRECT_FLAGS, backing: Some(id) },
-            // What the kernel has written is accounted for at the close, which is the last that can fail.
-            Io::Kernel(id) if passed.is_some_and(Use::writes) => {
-                OpenReply { flags: FopenFlags::empty(), backing: Some(id) }
-            }
-            Io::Kernel(id) => OpenReply { flags: FopenFlags::FOPEN_NOFLUSH, backing: Some(id) },
+            // What the kernel has written is accounted for at the FLUSH, too.
+            Io::Kernel(id) => OpenReply { flags: FopenFlags::empty(), backing: Some(id) },
         }
     }
 
@@ -195,6 +204,7 @@ reply_error!(
     ReplyDirectory,
     ReplyEmpty,
     ReplyEntry,
+    ReplyLock,
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
@@ -539,10 +549,21 @@ impl Filesystem for Adapter {
     }
 
     /// Asked for only where the kernel has written by itself.
-    fn flush(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        match self.0.handles.entry(handle).map_err(bad_handle).and_then(|entry| settle(entry.passed.as_deref())) {
-            Ok(()) => reply.ok(),
-            Err(error) => refuse(reply, &error),
+    fn flush(&self, _request: &Request, ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        let settled =
+            self.0.handles.entry(handle).map_err(bad_handle).and_then(|entry| settle(entry.passed.as_deref()));
+        match convert::ino(ino) {
+            Ok(ino) if self.0.fs.may_have_locks(ino, owner.0) => {
+                let unlock = |core: Arc<Core>| async move {
+                    core.fs.unlock_all(ino, owner.0).await?;
+                    settled
+                };
+                self.answer(reply, unlock, done);
+            }
+            _ => match settled {
+                Ok(()) => reply.ok(),
+                Err(error) => refuse(reply, &error),
+            },
         }
     }
 
@@ -633,37 +654,84 @@ impl Filesystem for Adapter {
         self.answer(reply, |core| async move { core.fs.removexattr(convert::ino(ino)?, &name).await }, done);
     }
 
-    // Locks that hold on one node only would be taken for locks. Until there are any that hold on all nodes, the answer
-    // is the one that Lustre gives when it is mounted without `-o flock`.
     fn getlk(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _handle: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
         reply: ReplyLock,
     ) {
-        reply.error(fuser::Errno::ENOSYS);
+        self.answer(
+            reply,
+            |core| async move {
+                let asked =
+                    lock(ino, lock_owner, (start, end), typ, pid)?.ok_or(FsError::Invalid { what: "the lock" })?;
+                let holder = core.fs.lock_holder(asked).await?;
+                Ok(holder.map(|holder| (holder, holder.node == core.fs.node())))
+            },
+            move |reply, holder| match holder {
+                None => reply.locked(start, end, libc::F_UNLCK, 0),
+                // A process of another node has no number here.
+                Some((holder, is_here)) => {
+                    let last = holder.range.last.min(i64::MAX.unsigned_abs());
+                    let pid = if is_here { holder.pid } else { 0 };
+                    reply.locked(holder.range.first, last, convert::lock_type(holder.kind), pid);
+                }
+            },
+        );
     }
 
     fn setlk(
         &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _handle: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        _sleep: bool,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
         reply: ReplyEmpty,
     ) {
-        reply.error(fuser::Errno::ENOSYS);
+        let file = match self.0.handles.get(handle) {
+            Ok(file) => file,
+            Err(errno) => return refuse(reply, &bad_handle(errno)),
+        };
+        let lock = match lock(ino, lock_owner, (start, end), typ, pid) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => {
+                let range = LockRange { first: start, last: end };
+                let unlock = |core: Arc<Core>| async move { core.fs.unlock(file.ino(), lock_owner.0, range).await };
+                return self.answer(reply, unlock, done);
+            }
+            Err(error) => return refuse(reply, &error),
+        };
+        if !sleep {
+            return self.answer(reply, |core| async move { core.fs.try_lock(&file, lock).await }, done);
+        }
+        let Some(place) = self.0.runner.wait_place() else {
+            return reply.error(fuser::Errno::ENOLCK);
+        };
+        let (core, thread) = (Arc::clone(&self.0), request.pid());
+        self.0.runner.run_in(place, async move {
+            let mut is_over = core.is_over.subscribe();
+            let interrupted = async {
+                tokio::select! {
+                    () = signalled(thread) => {}
+                    _ = is_over.wait_for(|is_over| *is_over) => {}
+                }
+            };
+            match core.fs.lock(&file, lock, interrupted).await {
+                Ok(()) => reply.ok(),
+                Err(error) => refuse(reply, &error),
+            }
+        });
     }
 
     fn ioctl(
@@ -725,6 +793,18 @@ impl Filesystem for Adapter {
             |reply, offset| reply.offset(offset),
         );
     }
+}
+
+/// The lock that a request names; `None` for one that gives up a range.
+fn lock(
+    ino: INodeNo,
+    owner: LockOwner,
+    (first, last): (u64, u64),
+    typ: i32,
+    pid: u32,
+) -> Result<Option<Lock>, FsError> {
+    let Some(kind) = convert::lock_kind(typ)? else { return Ok(None) };
+    Ok(Some(Lock { ino: convert::ino(ino)?, owner: owner.0, pid, range: LockRange { first, last }, kind }))
 }
 
 /// A write at its offset or, for an append, at the file's end; how many bytes.

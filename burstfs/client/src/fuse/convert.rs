@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use burstfs_proto::locks::LockKind;
 use burstfs_proto::mds::{RenameMode, SetTime};
 use burstfs_proto::oss::AllocateMode;
 use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Timestamp};
@@ -130,6 +131,24 @@ pub(super) fn allocate_mode(mode: i32) -> Result<AllocateMode, FsError> {
         libc::FALLOC_FL_ZERO_RANGE => Ok(AllocateMode::Zero),
         ZERO_KEEP => Ok(AllocateMode::ZeroKeepSize),
         _ => Err(FsError::Unsupported { what: "the mode of fallocate" }),
+    }
+}
+
+/// What kind of lock `struct flock` asks for; `None` for one that gives up.
+pub(super) fn lock_kind(typ: i32) -> Result<Option<LockKind>, FsError> {
+    match typ {
+        libc::F_RDLCK => Ok(Some(LockKind::Shared)),
+        libc::F_WRLCK => Ok(Some(LockKind::Exclusive)),
+        libc::F_UNLCK => Ok(None),
+        _ => Err(FsError::Invalid { what: "the type of the lock" }),
+    }
+}
+
+/// The same the other way.
+pub(super) fn lock_type(kind: LockKind) -> i32 {
+    match kind {
+        LockKind::Shared => libc::F_RDLCK,
+        LockKind::Exclusive => libc::F_WRLCK,
     }
 }
 

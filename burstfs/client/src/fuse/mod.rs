@@ -23,7 +23,8 @@
 //! What fuser 0.18 does not do, met here: it hides the kernel's wish to clear set-id bits in `SETATTR` and `OPEN` (an
 //! all-empty `SETATTR` is one; truncation and change of owner imply it for ordinary users); it tells times before the
 //! epoch wrongly (`convert::timestamp`); it answers `INTERRUPT` with ENOSYS, so a caller that is killed while its
-//! request is under way goes when the answer comes, at the latest at the request's deadline.
+//! request is under way goes when the answer comes, at the latest at the request's deadline; who waits for a lock is watched
+//! (`signals`); it does not say whether a lock is one of `flock`, so that these are locks of all bytes, as on NFS.
 
 mod adapter;
 mod convert;
@@ -31,6 +32,7 @@ mod handles;
 mod passthrough;
 mod run;
 mod session;
+mod signals;
 
 pub use passthrough::{BackingIds, Passthrough};
 pub use session::{FuseConfig, FuseSession, SessionEnd, serve};

@@ -266,11 +266,6 @@ impl Use {
         self.io
     }
 
-    /// Whether the kernel may have written through it.
-    pub(super) fn writes(&self) -> bool {
-        self.writes
-    }
-
     /// Accounts for what the kernel has written. ENOSPC when that was more than there was room for.
     pub(super) fn settle(&self) -> Result<(), Errno> {
         match self.inode.backing.get() {

@@ -11,6 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 /// Bulk memory is counted in units of this, so that the count fits a semaphore.
 const UNIT_BYTES: usize = 4096;
 
+/// Operations at a time that may wait for as long as they like.
+const WAITS_MAX: u32 = 65_536;
+
 /// Runs operations and bounds those under way.
 pub(super) struct Runner {
     runtime: Handle,
@@ -18,7 +21,13 @@ pub(super) struct Runner {
     operations: Arc<Semaphore>,
     units_max: u32,
     units: Arc<Semaphore>,
+    waits: Arc<Semaphore>,
 }
+
+/// The place of an operation that may wait for as long as it likes.
+pub(super) struct WaitPlace(
+    #[allow(dead_code, reason = "it is held, and given back when dropped")] OwnedSemaphorePermit,
+);
 
 /// The bulk memory of one operation.
 pub(super) struct BulkPermit(
@@ -35,6 +44,7 @@ impl Runner {
             operations: Arc::new(Semaphore::new(operations_max as usize)),
             units_max,
             units: Arc::new(Semaphore::new(units_max as usize)),
+            waits: Arc::new(Semaphore::new(WAITS_MAX as usize)),
         }
     }
 
@@ -55,6 +65,24 @@ impl Runner {
         });
         // Fails only if the task is gone, with the runtime.
         let _ = place.send(self.acquire(&self.operations, 1));
+    }
+
+    /// A place for an operation that waits for other processes: it takes none of those that wait for other nodes only, which
+    /// processes could otherwise fill by waiting for one another. `None` when too many wait.
+    pub(super) fn wait_place(&self) -> Option<WaitPlace> {
+        Arc::clone(&self.waits).try_acquire_owned().ok().map(WaitPlace)
+    }
+
+    /// Runs `operation` as [`Runner::run`] does, in a place that it has already.
+    pub(super) fn run_in(&self, place: WaitPlace, operation: impl Future<Output = ()> + Send + 'static) {
+        let mut operation: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(operation);
+        let _in_runtime = self.runtime.enter();
+        if poll_once(operation.as_mut()).is_pending() {
+            self.runtime.spawn(async move {
+                operation.await;
+                drop(place);
+            });
+        }
     }
 
     /// Runs an operation that borrows from the session's thread, to its end.
@@ -86,8 +114,9 @@ impl Runner {
 
     /// Waits until no operation is under way.
     pub(super) async fn idle(&self) {
-        // Fails only for a closed semaphore, and then nothing holds a permit.
+        // Each fails only for a closed semaphore, and then nothing holds a permit.
         let _ = self.operations.acquire_many(self.operations_max).await;
+        let _ = self.waits.acquire_many(WAITS_MAX).await;
     }
 }
 
