@@ -7,6 +7,7 @@
 mod ask;
 mod check;
 mod layout;
+mod selftest;
 mod slurm;
 mod status;
 mod table;
@@ -49,6 +50,8 @@ enum Command {
         /// The job; in a job its own.
         job: Option<u32>,
     },
+    /// Checks on this machine what burstfs needs.
+    Selftest(selftest::SelftestArgs),
     /// Says what an error code means and what to do about it.
     Explain {
         /// For instance E102.
@@ -137,6 +140,7 @@ fn run(cli: Cli) -> Result<(), Ending> {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
         Command::Layout(command) => layout::run(&command),
         Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Explain { code } => explain(&code),
         Command::Config(ConfigCommand::Check) => {
             load(&cli.config)?;

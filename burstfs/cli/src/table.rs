@@ -25,6 +25,8 @@ pub(crate) enum Column {
     Out,
     /// Hosts.
     Nodelist,
+    /// What the nodes talk over.
+    Transport,
     /// Why it is what it is.
     Reason,
 }
@@ -56,6 +58,7 @@ impl Column {
             Column::In => "IN",
             Column::Out => "OUT",
             Column::Nodelist => "NODELIST",
+            Column::Transport => "TRANSPORT",
             Column::Reason => "REASON",
         }
     }
@@ -77,6 +80,7 @@ impl Column {
             Column::In => progress(&status.stage_in),
             Column::Out => progress(&status.stage_out),
             Column::Nodelist => burstfs_types::hostlist::compress(&status.hosts),
+            Column::Transport => status.transport.clone(),
             Column::Reason => status.reason.clone(),
         }
     }
@@ -176,6 +180,7 @@ mod tests {
             used: 1 << 40,
             stage_in: StageFigures { bytes_total: 100, bytes_done: 61, files_total: 2, files_done: 1, files_failed: 0 },
             stage_out: StageFigures::default(),
+            transport: "tcp".into(),
             reason: String::new(),
         }
     }
@@ -190,8 +195,9 @@ mod tests {
 
     #[test]
     fn programs_get_bars() {
-        let text = render(&[Column::Jobid, Column::Nodelist], &[(1, status())], Form::Parsable);
-        assert_eq!(text, "JOBID|NODELIST\n1|n[1-2]\n");
+        let columns = [Column::Jobid, Column::Nodelist, Column::Transport];
+        let text = render(&columns, &[(1, status())], Form::Parsable);
+        assert_eq!(text, "JOBID|NODELIST|TRANSPORT\n1|n[1-2]|tcp\n");
     }
 
     #[test]

@@ -12,12 +12,14 @@ use burstfs_client::fuse::{self, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::Identity as InstanceIdentity;
 use burstfs_net::{
-    ChannelLimits, Client, Identity, Munge, ServerConfig, ServerHandle, ServerLimits, Tcp, TcpConfig, XidSource, serve,
+    ChannelLimits, Choice, Client, Identity, Munge, Network, ServerConfig, ServerHandle, ServerLimits, TcpConfig,
+    XidSource, serve,
 };
 use burstfs_node::description::InstanceDescription;
 use burstfs_oss::{Options, Ost};
 use burstfs_proto::hello::Role;
 use burstfs_proto::mgs::{Join, Map};
+use burstfs_spec::Transport;
 use burstfs_types::{ClientId, Code, Failure, MdtIndex, NodeIndex};
 use tokio::sync::watch;
 
@@ -65,7 +67,7 @@ pub(crate) struct Joining {
     /// Answers the others for as long as somebody has it: they hear of a failed start from node 0.
     pub(crate) server: Arc<ServerHandle>,
     address: SocketAddr,
-    tcp: Arc<Tcp>,
+    network: Network,
     targets: watch::Sender<Option<Targets>>,
     mgs_client: Client,
     carried: Arc<watch::Sender<Option<Arc<MgsDriver>>>>,
@@ -75,8 +77,8 @@ pub(crate) struct Joining {
 pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<Joining, Failure> {
     let here =
         |error: anyhow::Error| Failure::new(Code::DaemonFailed, format!("{}: {error:#}", description.node_name()));
-    let tcp = Arc::new(Tcp::new(TcpConfig::default()));
-    let listener = rendezvous::listen(&tcp, description).await.map_err(here)?;
+    let network = open_network(description).await?;
+    let listener = rendezvous::listen(&network, description).await.map_err(here)?;
     let port = listener.address().port();
     let own = NodeIndex::new(description.node_index);
     // Another node carries the MGS only when a life of its daemon before this one has taken it over.
@@ -92,7 +94,7 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
     };
     let server = Arc::new(serve(listener, config, Arc::new(Roles::new(opened, carried.subscribe()))));
     // An id of its own: a long poll stays unanswered for long, and would keep the MDTs' reply caches full.
-    let mgs_client = client(description, &tcp, ClientId { node: own, incarnation: description.incarnation });
+    let mgs_client = client(description, &network, ClientId { node: own, incarnation: description.incarnation });
     let (seat, address) = match mgs {
         Some(mgs) => {
             let ip = rendezvous::resolve(description.node_name()).await.map_err(here)?;
@@ -105,7 +107,7 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
         }
     };
     let directory = Directory::new(seat, silence(description));
-    Ok(Joining { directory, server, address, tcp, targets, mgs_client, carried })
+    Ok(Joining { directory, server, address, network, targets, mgs_client, carried })
 }
 
 impl Joining {
@@ -113,18 +115,22 @@ impl Joining {
     pub(crate) async fn join(self, description: &InstanceDescription) -> Result<Node, Failure> {
         let own = NodeIndex::new(description.node_index);
         let id = ClientId { node: own, incarnation: description.incarnation.saturating_add(1) };
-        let client = client(description, &self.tcp, id);
+        let client = client(description, &self.network, id);
         let links = Links::new(client.clone());
         let opened = tokio::task::spawn_blocking({
             let (description, links) = (description.clone(), links.clone());
             move || open_targets(&description, links)
         });
-        let join = Join { node: own, incarnation: description.incarnation, address: self.address };
+        let rdma = self.network.rdma_address();
+        let join = Join { node: own, incarnation: description.incarnation, address: self.address, rdma };
         let mut map = self.directory.join(join).await?;
         let here =
             |error: anyhow::Error| Failure::new(Code::DaemonFailed, format!("{}: {error:#}", description.node_name()));
         let targets = opened.await.context("opening the targets").and_then(|opened| opened).map_err(here)?;
         reach_node_0_as_the_mgs(&mut map, &self.directory);
+        for node in &map.nodes {
+            self.network.reach_by_rdma(node.address, node.rdma);
+        }
         links.set_map(&map);
         self.targets.send_replace(Some(targets.clone()));
         spawn_destroyer(own, &targets, &links);
@@ -175,6 +181,28 @@ impl Node {
     }
 }
 
+/// The node's way to the others: what the job asks for, else what the site says.
+async fn open_network(description: &InstanceDescription) -> Result<Network, Failure> {
+    let asked = match description.spec.create.transport {
+        Transport::Auto => description.network.transport,
+        asked => asked,
+    };
+    let choice = match asked {
+        Transport::Auto => Choice::Auto,
+        Transport::Rdma => Choice::Rdma,
+        Transport::Tcp => Choice::Tcp,
+    };
+    let missing = |reason: String| Failure::new(Code::RdmaMissing, format!("{}: {reason}", description.node_name()));
+    match rendezvous::own_ip(description).await {
+        Ok(ip) => Network::open(choice, ip, TcpConfig::default()).map_err(missing),
+        Err(error) if choice == Choice::Rdma => Err(missing(format!("{error:#}"))),
+        Err(error) => {
+            tracing::info!("RDMA is not used on this node, TCP is: {error:#}");
+            Network::open(Choice::Tcp, std::net::Ipv4Addr::UNSPECIFIED.into(), TcpConfig::default()).map_err(missing)
+        }
+    }
+}
+
 fn open_mgs(description: &InstanceDescription) -> anyhow::Result<MgsDriver> {
     let own = NodeIndex::new(description.node_index);
     MgsDriver::open(&mgs_dir(description), own, identity(description), description.incarnation)
@@ -197,14 +225,14 @@ pub(crate) fn identity(description: &InstanceDescription) -> InstanceIdentity {
     }
 }
 
-fn client(description: &InstanceDescription, tcp: &Arc<Tcp>, id: ClientId) -> Client {
+fn client(description: &InstanceDescription, network: &Network, id: ClientId) -> Client {
     let identity = Identity {
         instance: description.instance.clone(),
         uid: description.uid,
         role: Role::Node(id),
         auth: Arc::new(Munge::new()),
     };
-    Client::new(tcp.clone(), identity, XidSource::new(id), ChannelLimits::default())
+    Client::new(Arc::new(network.clone()), identity, XidSource::new(id), ChannelLimits::default())
 }
 
 fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Result<Targets> {

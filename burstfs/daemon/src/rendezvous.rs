@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_mgs::ports;
-use burstfs_net::{Channel, Client, Listener, RpcError, Tcp, Transport, rendezvous};
+use burstfs_net::{Channel, Client, Listener, Network, RpcError, Transport, rendezvous};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::hello::Refusal;
 use burstfs_types::{Code, Failure};
@@ -21,15 +21,18 @@ const PORT_FILE: &str = "port";
 
 /// Opens the socket of this node's services: on node 0 at one of the instance's ports, elsewhere at any. A daemon that
 /// was started again takes the port of the one before, since the map names it.
-pub(crate) async fn listen(tcp: &Tcp, description: &InstanceDescription) -> anyhow::Result<Box<dyn Listener>> {
+pub(crate) async fn listen(network: &Network, description: &InstanceDescription) -> anyhow::Result<Box<dyn Listener>> {
     let any = unspecified(resolve(&description.nodes[0]).await.ok());
     let port_file = description.data_dir.join(PORT_FILE);
     if let Some(port) = noted_port(&port_file).filter(|_| description.restarted) {
-        return tcp.bind(SocketAddr::new(any, port)).await.with_context(|| format!("port {port} of the life before"));
+        return network
+            .bind(SocketAddr::new(any, port))
+            .await
+            .with_context(|| format!("port {port} of the life before"));
     }
     let listener = match description.node_index {
-        0 => bind_first_free(tcp, any, description).await?,
-        _ => tcp.bind(SocketAddr::new(any, 0)).await.context("cannot listen")?,
+        0 => bind_first_free(network, any, description).await?,
+        _ => network.bind(SocketAddr::new(any, 0)).await.context("cannot listen")?,
     };
     let port = listener.address().port().to_string();
     std::fs::write(&port_file, port).with_context(|| format!("{}", port_file.display()))?;
@@ -37,14 +40,14 @@ pub(crate) async fn listen(tcp: &Tcp, description: &InstanceDescription) -> anyh
 }
 
 async fn bind_first_free(
-    tcp: &Tcp,
+    network: &Network,
     any: IpAddr,
     description: &InstanceDescription,
 ) -> anyhow::Result<Box<dyn Listener>> {
-    let network = &description.network;
+    let settings = &description.network;
     let mut last = None;
-    for port in ports::sequence(&description.instance, network.mgs_port_base, network.mgs_port_count) {
-        match tcp.bind(SocketAddr::new(any, port)).await {
+    for port in ports::sequence(&description.instance, settings.mgs_port_base, settings.mgs_port_count) {
+        match network.bind(SocketAddr::new(any, port)).await {
             Ok(listener) => return Ok(listener),
             Err(error) => last = Some((port, error)),
         }
@@ -93,6 +96,14 @@ fn may_be_another_port_or_later(error: &RpcError) -> bool {
 /// The first address of a host.
 pub(crate) async fn resolve(host: &str) -> anyhow::Result<IpAddr> {
     rendezvous::resolve(host).await.with_context(|| format!("{host} has no address"))
+}
+
+/// The address of this node that the others reach it by.
+pub(crate) async fn own_ip(description: &InstanceDescription) -> anyhow::Result<IpAddr> {
+    match description.node_index {
+        0 => resolve(description.node_name()).await,
+        _ => own_ip_towards(SocketAddr::new(resolve(&description.nodes[0]).await?, 9)),
+    }
 }
 
 fn unspecified(like: Option<IpAddr>) -> IpAddr {

@@ -56,7 +56,7 @@ fn errors_say_where_and_what() {
         ("[timeouts]\nstart = \"60\"", "burstfs.toml:2: start: \"60\" is no duration"),
         ("[timeouts]\nstart = \"0s\"", "burstfs.toml:2: start: a time-out of nothing"),
         ("[network]\nmgs_port_base = 65500", "burstfs.toml:2: mgs_port_base: the ports must lie"),
-        ("[network]\ntransport = \"rdma\"", "burstfs.toml:2: transport: unknown variant `rdma`"),
+        ("[network]\ntransport = \"ib\"", "burstfs.toml:2: transport: unknown variant `ib`"),
         ("[profiles.none]\nname = \"x\"", "burstfs.toml:1: no profile can be named \"none\""),
         ("[profiles.4x]\nname = \"x\"", "the profile's name \"4x\" must be"),
         ("[profiles.x]\nlayout = \"striped:count=0\"", "layout: \"0\" is no number of stripes"),

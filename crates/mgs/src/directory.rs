@@ -48,6 +48,8 @@ pub enum JoinRefused {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 struct Node {
     joined: Option<(u64, SocketAddr)>,
+    #[serde(default)]
+    rdma: Option<SocketAddr>,
     reached: Option<Phase>,
     is_lost: bool,
     #[serde(skip)]
@@ -79,6 +81,7 @@ impl Mgs {
         let indices = (0_u16..).map(NodeIndex::new);
         let nodes = indices.zip(&map.nodes).map(|(index, node)| Node {
             joined: Some((0, node.address)),
+            rdma: node.rdma,
             reached: Some(Phase::StagedIn),
             is_lost: lost.contains(&index),
             report: None,
@@ -99,16 +102,17 @@ impl Mgs {
         if node.is_lost {
             return Err(JoinRefused::Lost(join.node));
         }
-        let before = node.joined;
-        if before.is_some_and(|(incarnation, _)| incarnation > join.incarnation) {
+        let before = (node.joined, node.rdma);
+        if before.0.is_some_and(|(incarnation, _)| incarnation > join.incarnation) {
             return Err(JoinRefused::Outdated(join.node));
         }
         node.joined = Some((join.incarnation, join.address));
-        let is_same_address = before.is_some_and(|(_, address)| address == join.address);
+        node.rdma = join.rdma;
+        let is_same_address = before.0.is_some_and(|(_, address)| address == join.address) && before.1 == join.rdma;
         if !is_same_address && self.nodes.iter().all(|node| node.joined.is_some()) {
             self.generation += 1;
         }
-        if before != self.nodes[index].joined {
+        if before != (self.nodes[index].joined, self.nodes[index].rdma) {
             self.version += 1;
         }
         Ok(())
@@ -123,8 +127,9 @@ impl Mgs {
             return Waited::NotYet;
         }
         let nodes = self.identity.hosts.iter().zip(&self.nodes);
-        let nodes =
-            nodes.filter_map(|(host, node)| node.joined.map(|(_, address)| MapNode { host: host.clone(), address }));
+        let nodes = nodes.filter_map(|(host, node)| {
+            node.joined.map(|(_, address)| MapNode { host: host.clone(), address, rdma: node.rdma })
+        });
         Waited::Done(Map { generation: self.generation, nodes: nodes.collect() })
     }
 
@@ -261,7 +266,20 @@ impl Mgs {
             used: self.reports().map(|report| report.used).fold(0, u64::saturating_add),
             stage_in: sum(self.reports().map(|report| report.stage_in)),
             stage_out: sum(self.reports().map(|report| report.stage_out)),
+            transport: self.transport(),
             reason: self.reason(),
+        }
+    }
+
+    /// What those that have joined talk over.
+    fn transport(&self) -> String {
+        let joined = self.identity.hosts.iter().zip(&self.nodes).filter(|(_, node)| node.joined.is_some());
+        let (rdma, tcp): (Vec<_>, Vec<_>) = joined.partition(|(_, node)| node.rdma.is_some());
+        let hosts: Vec<String> = tcp.iter().map(|(host, _)| (*host).clone()).collect();
+        match (rdma.is_empty(), tcp.is_empty()) {
+            (true, _) => "tcp".to_owned(),
+            (false, true) => "rdma".to_owned(),
+            (false, false) => format!("rdma, tcp on {}", hostlist::compress(&hosts)),
         }
     }
 
@@ -324,13 +342,28 @@ mod tests {
     }
 
     fn join(node: u16, incarnation: u64, port: u16) -> Join {
-        Join { node: NodeIndex::new(node), incarnation, address: SocketAddr::from(([127, 0, 0, 1], port)) }
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Join { node: NodeIndex::new(node), incarnation, address, rdma: None }
     }
 
     fn joined(hosts: u16) -> Mgs {
         let mut mgs = mgs(hosts.into());
         (0..hosts).for_each(|node| mgs.join(&join(node, 1, 100 + node)).unwrap());
         mgs
+    }
+
+    #[test]
+    fn the_map_and_the_status_say_who_has_rdma() {
+        let mut mgs = mgs(3);
+        let rdma = Some(SocketAddr::from(([10, 0, 0, 1], 7)));
+        mgs.join(&Join { rdma, ..join(0, 1, 100) }).unwrap();
+        assert_eq!(mgs.status().transport, "rdma");
+        mgs.join(&join(1, 1, 101)).unwrap();
+        mgs.join(&join(2, 1, 102)).unwrap();
+        assert_eq!(mgs.status().transport, "rdma, tcp on node[2-3]");
+        let Waited::Done(map) = mgs.poll_map(0) else { panic!("no map") };
+        assert_eq!((map.nodes[0].rdma, map.nodes[1].rdma), (rdma, None));
+        assert_eq!(joined(2).status().transport, "tcp");
     }
 
     #[test]

@@ -34,6 +34,8 @@ mod rdma;
 mod region;
 pub mod rendezvous;
 mod resends;
+#[cfg(feature = "rdma")]
+pub mod selftest;
 mod server;
 mod tcp;
 #[cfg(feature = "testing")]

@@ -12,7 +12,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burstfs_net::{ChannelLimits, Client, Rdma, RdmaConfig, ServerLimits, Transport, XidSource};
+use burstfs_net::{
+    ChannelLimits, Choice, Client, Network, Rdma, RdmaConfig, ServerLimits, TcpConfig, Transport, XidSource,
+};
 use burstfs_proto::frame::{Header, Kind};
 use burstfs_proto::hello::{Challenge, MAGIC, Opening, Proof, Refusal, Role, Side, Verdict, signed};
 use burstfs_proto::{PROTOCOL_VERSION, Rpc, encode};
@@ -287,6 +289,60 @@ async fn hundreds_of_connections_leave_nothing_behind() {
     }
     assert_eq!(resources(), before);
     assert_eq!(pinned_kib(), pinned);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs an RDMA device (make rdma-test)"]
+async fn the_selftest_passes_here_and_says_what_is_wrong_elsewhere() {
+    let realm = burstfs_net::testing::Realm::new();
+    let report = burstfs_net::selftest::rdma(rdma_address(), UID, realm.member(UID)).await.unwrap();
+    assert!(report.device.starts_with("rxe") && report.read_per_second > 0.0 && report.written_per_second > 0.0);
+    let wrong = burstfs_net::selftest::rdma([127, 0, 0, 1].into(), UID, realm.member(UID)).await.unwrap_err();
+    assert!(wrong.to_string().contains("127.0.0.1"), "{wrong}");
+}
+
+/// Connections of this machine's soft devices that have a QP.
+fn queue_pairs() -> usize {
+    let output = Command::new("rdma").args(["resource", "show", "qp"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().filter(|line| line.contains("type RC")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs an RDMA device (make rdma-test)"]
+async fn a_network_uses_rdma_where_both_ends_have_it_and_tcp_elsewhere() {
+    let config = TcpConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20 };
+    let open = |choice| Network::open(choice, rdma_address(), config).unwrap();
+    let there = open(Choice::Auto);
+    let world = World::new(Arc::new(there.clone())).await;
+    let rdma = there.rdma_address().unwrap();
+    let bytes = pattern(100_000);
+    let call = async |network: &Network| {
+        let identity = world.identity(6);
+        let Role::Node(id) = identity.role else { panic!("a command") };
+        let client = Client::new(Arc::new(network.clone()), identity, XidSource::new(id), ChannelLimits::default());
+        let channel = client.channel(world.address);
+        let mut region = client.region(bytes.len()).await.unwrap();
+        region.copy_from_slice(&bytes);
+        let deadline = burstfs_net::Deadline::after(Duration::from_secs(20));
+        let sent = channel.call_sending(&Store { pieces: 1 }, region, deadline).await;
+        (sent.map(|sent| assert_eq!(sent, stored(&bytes))), queue_pairs())
+    };
+    let none = queue_pairs();
+    // Nobody said that the peer has RDMA; it has, at the wrong place; it has, but this side is to use TCP.
+    let (auto, tcp) = (open(Choice::Auto), open(Choice::Tcp));
+    for (network, rdma) in [(&auto, None), (&auto, Some(SocketAddr::new(rdma.ip(), 1))), (&tcp, Some(rdma))] {
+        network.reach_by_rdma(world.address, rdma);
+        let (sent, pairs) = call(network).await;
+        assert_eq!((sent.is_ok(), pairs), (true, none), "{rdma:?}");
+    }
+    auto.reach_by_rdma(world.address, Some(rdma));
+    let (sent, pairs) = call(&auto).await;
+    assert!(sent.is_ok() && pairs > none);
+    // Where RDMA is required there is no other way.
+    let required = open(Choice::Rdma);
+    required.reach_by_rdma(world.address, Some(SocketAddr::new(rdma.ip(), 1)));
+    assert!(call(&required).await.0.is_err());
     world.end().await;
 }
 

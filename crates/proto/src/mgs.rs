@@ -35,6 +35,8 @@ pub struct Join {
     pub incarnation: u64,
     /// Where its targets answer.
     pub address: SocketAddr,
+    /// Where they answer over RDMA; `None` where this node has none, or is not to use it.
+    pub rdma: Option<SocketAddr>,
 }
 
 /// Waits for the map for at most `wait_ms`.
@@ -73,6 +75,8 @@ pub struct MapNode {
     pub host: String,
     /// Where its targets answer.
     pub address: SocketAddr,
+    /// Where they answer over RDMA.
+    pub rdma: Option<SocketAddr>,
 }
 
 /// What all nodes go through together, in this order.
@@ -199,6 +203,8 @@ pub struct InstanceStatus {
     pub stage_in: StageFigures,
     /// Drain over all nodes.
     pub stage_out: StageFigures,
+    /// What the nodes talk over: `rdma`, `tcp`, or `rdma, tcp on` those that have only that.
+    pub transport: String,
     /// Why it is what it is; empty when all is well.
     pub reason: String,
 }

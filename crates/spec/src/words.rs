@@ -130,9 +130,11 @@ words! {
         /// The fastest that both ends have.
         #[default]
         Auto = "auto",
+        /// RDMA between nodes, or no start.
+        Rdma = "rdma",
         /// TCP only.
         Tcp = "tcp",
-    } later [Later::Word("rdma")]
+    } later []
 
     /// What the source of a copy is.
     EntryType {

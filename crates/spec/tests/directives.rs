@@ -77,6 +77,7 @@ fn create_keys_merge_and_the_later_wins() {
     assert_eq!(total_bytes(&merged), 8 << 40);
     assert_eq!(merged.create.layout, LayoutPolicy::Local);
     assert_eq!(merged.create.transport, Transport::Tcp);
+    assert_eq!(spec(&["8TiB transport=rdma"]).create.transport, Transport::Rdma);
     assert_eq!(merged.create.name.as_str(), "a");
     assert!(matches!(spec(&["4TiB", "per_node=1TiB"]).create.capacity, Some(Capacity::PerNode(_))));
     assert_eq!(total_bytes(&spec(&["per_node=1TiB", "capacity=4TiB"])), 4 << 40);
@@ -179,7 +180,6 @@ fn what_is_not_built_is_refused_as_such() {
         ("tmpdir=yes", "tmpdir"),
         ("requeue=keep", "keep"),
         ("lifetime=2days", "lifetime"),
-        ("transport=rdma", "rdma"),
         ("compat=dw", "compat"),
     ] {
         refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);

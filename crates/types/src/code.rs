@@ -106,6 +106,8 @@ codes! {
         "The request that reached the node is not what sbatch accepted: it is checked again there, since it travels in the user's environment.";
     StageInNoSpace = 210, "the input does not fit",
         "The instance's capacity is smaller than what stage_in brings. Ask for more with capacity=.";
+    RdmaMissing = 211, "RDMA was asked for and is not to be had",
+        "transport=rdma was asked for, and a node has no RDMA device that serves its address, no active port, no right or no locked memory for it, or a burstfs without RDMA. The message says which. Ask for transport=auto, which uses TCP there; docs/rdma.md says what RDMA needs.";
 
     DaemonRestarted = 301, "burstfsd was restarted",
         "The daemon of a node ended while the job ran and was started again. Files that were open on that node answer ENOTCONN; everything that a system call had completed is there.";
