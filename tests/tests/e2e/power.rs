@@ -33,6 +33,9 @@ fn allow_loss(s: &mut Scenario<'_>, node: &str) {
         format!("stage_out: {node} was lost, with what it held"),
         "E402: the node was restarted before its data had been drained".to_owned(),
         format!("error: Nodes {node} not responding"),
+        // Of the other nodes' slurmds, which say it again until they are heard.
+        "error: Unable to send epilog complete message: Unable to contact slurm controller (connect failure)"
+            .to_owned(),
         format!("error: Node {node} now responding"),
         format!("agent/is_node_resp: node:{node} RPC:"),
         format!("Node {node} unexpectedly rebooted"),
