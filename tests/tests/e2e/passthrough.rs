@@ -56,7 +56,8 @@ END
             .submit()?;
         job.wait_success(SOON)?;
         let output = job.output()?;
-        ensure!(output.contains("hello"), "what the other node wrote was not seen:\n{output}");
+        // Then how many bytes of a punched hole are not zero.
+        ensure!(output.contains("hello0"), "what the other node wrote was not seen, or a hole has bytes:\n{output}");
         for line in ["300 node1", "300 node2"] {
             ensure!(output.lines().any(|said| said.trim() == line), "no line \"{line}\":\n{output}");
         }
