@@ -443,6 +443,36 @@ fn a_full_ost_says_so() {
 }
 
 #[test]
+fn a_write_that_promises_durability_is_synced_before_it_returns() {
+    let ([here, there], cluster) = mounts();
+    let open = |path: &Path, flags: i32| {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path).unwrap()
+    };
+    File::create(here.join("f")).unwrap();
+    // Node 0 holds the file, so what node 1 writes goes through both daemons.
+    for (flags, synced) in [(0, 0), (libc::O_DSYNC, 1), (libc::O_SYNC, 1), (libc::O_APPEND, 0)] {
+        let file = open(&there.join("f"), flags);
+        file.write_all_at(b"bytes", 0).unwrap();
+        assert_eq!(cluster.take_syncs(), [synced, 0], "{flags:#o}");
+    }
+    // An append goes through the daemon on the file's own node, too.
+    let mut appended = open(&here.join("f"), libc::O_APPEND | libc::O_SYNC);
+    appended.write_all(b"more").unwrap();
+    assert_eq!(cluster.take_syncs(), [1, 0]);
+    let plain = open(&there.join("f"), 0);
+    let bytes = [io::IoSlice::new(b"once")];
+    rustix::io::pwritev2(&plain, &bytes, 0, rustix::io::ReadWriteFlags::DSYNC).unwrap();
+    assert_eq!(cluster.take_syncs(), [1, 0]);
+    // Of a striped file just the objects that were written are synced.
+    rustix::fs::setxattr(here.path(), "burstfs.layout", b"striped:count=2,size=64K", XattrFlags::empty()).unwrap();
+    let striped = open(&here.join("striped"), libc::O_DSYNC);
+    striped.write_all_at(&[1; 10], 0).unwrap();
+    assert_eq!(cluster.take_syncs().iter().sum::<usize>(), 1);
+    striped.write_all_at(&[1; 1 << 17], 0).unwrap();
+    assert_eq!(cluster.take_syncs(), [1, 1]);
+}
+
+#[test]
 fn a_listing_of_thousands_of_entries_while_it_changes() {
     const STEADY: usize = 5_000;
     let ([here, there], _cluster) = mounts();

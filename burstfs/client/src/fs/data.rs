@@ -217,8 +217,26 @@ impl ClientFs {
     /// `fsync(2)`, or `fdatasync(2)` when `data_only`.
     pub async fn fsync(&self, file: &OpenFile, data_only: bool) -> Result<(), FsError> {
         let Some(layout) = self.known_layout(file).await? else { return Ok(()) };
-        let syncs = layout.stripes().map(|(stripe, ost)| {
-            let object = ObjectId { ino: file.ino(), stripe };
+        self.sync_objects(file.ino(), layout.stripes(), data_only).await
+    }
+
+    /// Makes a range that was just written durable, as a write with `O_SYNC` (or `O_DSYNC`: `data_only`) promises before it
+    /// returns. Only the objects that have a part of it are asked.
+    pub async fn sync_range(&self, file: &OpenFile, (offset, len): (u64, u64), data_only: bool) -> Result<(), FsError> {
+        let Some(layout) = self.known_layout(file).await? else { return Ok(()) };
+        let end = offset.saturating_add(len);
+        let has_part = |stripe| object_size(layout, stripe, end) > object_size(layout, stripe, offset);
+        self.sync_objects(file.ino(), layout.stripes().filter(|(stripe, _)| has_part(*stripe)), data_only).await
+    }
+
+    async fn sync_objects(
+        &self,
+        ino: Ino,
+        stripes: impl Iterator<Item = (StripeIndex, OstIndex)>,
+        data_only: bool,
+    ) -> Result<(), FsError> {
+        let syncs = stripes.map(|(stripe, ost)| {
+            let object = ObjectId { ino, stripe };
             self.targets.oss(ost, Sync { object, data_only })
         });
         try_join_all(syncs).await.map(drop)

@@ -500,11 +500,14 @@ impl Filesystem for Adapter {
             Ok(file) => file,
             Err(errno) => return refuse(reply, &bad_handle(errno)),
         };
-        let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let is_append = flags.0 & libc::O_APPEND != 0;
-        if file.is_local() && !(kill_set_id && file.has_set_id()) {
-            let fs = &self.0.fs;
-            let written = self.0.runner.run_here(write(fs, &file, offset, WriteData::Lent(data), is_append, false));
+        let mut how = HowToWrite {
+            is_append: flags.0 & libc::O_APPEND != 0,
+            kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            durability: Durability::of(flags.0),
+        };
+        if file.is_local() && !(how.kill_set_id && file.has_set_id()) {
+            how.kill_set_id = false;
+            let written = self.0.runner.run_here(write(&self.0.fs, &file, offset, WriteData::Lent(data), how));
             return match written {
                 Ok(written) => reply.written(written),
                 Err(error) => refuse(reply, &error),
@@ -515,7 +518,7 @@ impl Filesystem for Adapter {
         self.answer(
             reply,
             |core| async move {
-                let written = write(&core.fs, &file, offset, WriteData::Shared(&data), is_append, kill_set_id).await;
+                let written = write(&core.fs, &file, offset, WriteData::Shared(&data), how).await;
                 drop(bulk);
                 written
             },
@@ -807,21 +810,57 @@ fn lock(
     Ok(Some(Lock { ino: convert::ino(ino)?, owner: owner.0, pid, range: LockRange { first, last }, kind }))
 }
 
+/// What a write promises to have done when it returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Durability {
+    /// The bytes are where all nodes see them.
+    None,
+    /// They are on the device, and so is what is needed to find them (`O_DSYNC`).
+    Data,
+    /// So is all that is known of the file (`O_SYNC`).
+    File,
+}
+
+impl Durability {
+    /// From a write's flags: those of its open file, and what `pwritev2(2)` adds (`RWF_DSYNC`, `RWF_SYNC`), in terms of `open(2)`.
+    /// The kernel sends no FSYNC after a write that comes here.
+    fn of(flags: i32) -> Durability {
+        match flags & libc::O_SYNC {
+            libc::O_SYNC => Durability::File,
+            libc::O_DSYNC => Durability::Data,
+            _ => Durability::None,
+        }
+    }
+}
+
+/// What a write is to do besides writing.
+#[derive(Clone, Copy, Debug)]
+struct HowToWrite {
+    is_append: bool,
+    kill_set_id: bool,
+    durability: Durability,
+}
+
 /// A write at its offset or, for an append, at the file's end; how many bytes.
 async fn write(
     fs: &ClientFs,
     file: &crate::fs::OpenFile,
     offset: u64,
     data: WriteData<'_>,
-    is_append: bool,
-    kill_set_id: bool,
+    how: HowToWrite,
 ) -> Result<u32, FsError> {
-    let written = if is_append {
-        fs.append(file, data, kill_set_id).await?.0
+    let (offset, written) = if how.is_append {
+        let (written, size) = fs.append(file, data, how.kill_set_id).await?;
+        (size.saturating_sub(written as u64), written)
     } else {
-        fs.write(file, offset, data, kill_set_id).await?;
-        data.len()
+        fs.write(file, offset, data, how.kill_set_id).await?;
+        (offset, data.len())
     };
+    match how.durability {
+        Durability::None => {}
+        Durability::Data => fs.sync_range(file, (offset, written as u64), true).await?,
+        Durability::File => fs.sync_range(file, (offset, written as u64), false).await?,
+    }
     u32::try_from(written).map_err(|_| FsError::TooLarge { end: written as u64 })
 }
 
@@ -836,5 +875,18 @@ fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(value),
         _ => reply.error(fuser::Errno::ERANGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writes_flags_say_how_durable_it_is() {
+        // `O_SYNC` contains the bit of `O_DSYNC`.
+        let all = [0, libc::O_APPEND | libc::O_RDWR, libc::O_DSYNC, libc::O_SYNC, libc::O_SYNC | libc::O_DIRECT];
+        let expected = [Durability::None, Durability::None, Durability::Data, Durability::File, Durability::File];
+        assert_eq!(all.map(Durability::of), expected);
     }
 }

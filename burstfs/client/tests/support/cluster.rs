@@ -39,6 +39,7 @@ pub(crate) struct Cluster {
     mdts: Vec<Arc<Mdt>>,
     osts: Vec<Arc<Ost>>,
     batches: Arc<AtomicUsize>,
+    syncs: Vec<Arc<AtomicUsize>>,
     // Servers end before the runtime that runs them.
     _servers: Vec<ServerHandle>,
     runtime: Runtime,
@@ -71,6 +72,7 @@ impl Cluster {
             mdts: built.mdts,
             osts: built.osts,
             batches: built.batches,
+            syncs: built.syncs,
             _servers: built.servers,
             runtime,
             directory,
@@ -100,6 +102,11 @@ impl Cluster {
     /// Messages with several requests that servers have had.
     pub(crate) fn batches(&self) -> usize {
         self.batches.load(Ordering::Relaxed)
+    }
+
+    /// How often each OST was told to make an object durable, since this was last asked.
+    pub(crate) fn take_syncs(&self) -> Vec<usize> {
+        self.syncs.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect()
     }
 
     /// The OSTs, to look behind the client's back.
@@ -158,6 +165,7 @@ struct Builder {
     mdts: Vec<Arc<Mdt>>,
     osts: Vec<Arc<Ost>>,
     batches: Arc<AtomicUsize>,
+    syncs: Vec<Arc<AtomicUsize>>,
     servers: Vec<ServerHandle>,
 }
 
@@ -167,6 +175,7 @@ impl Builder {
         let realm = Realm::new();
         let instance = InstanceId::new("test", 1, 0).unwrap();
         let (mut mdts, mut osts, mut servers, mut peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut counted = Vec::new();
         for node in 0..nodes {
             let peer = Arc::new(ChannelPeers::default());
             let mdt = open_mdt((node, nodes), layout, peer.clone());
@@ -175,10 +184,12 @@ impl Builder {
             let listener = network.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
             let limits = ServerLimits::default();
             let config = ServerConfig { instance: instance.clone(), uid: 0, auth: realm.member(0), limits };
-            let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: ost.clone(), batches: batches.clone() });
+            let oss = Arc::new(CountedOst { ost: ost.clone(), syncs: Arc::default() });
+            let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: oss.clone(), batches: batches.clone() });
             servers.push(serve(listener, config, handler));
             mdts.push(mdt);
             osts.push(ost);
+            counted.push(oss);
             peers.push(peer);
         }
         let addresses: Vec<_> = servers.iter().map(ServerHandle::address).collect();
@@ -190,7 +201,7 @@ impl Builder {
             let client = Client::new(network.clone(), identity, XidSource::new(id), ChannelLimits::default());
             let to_node = |(index, address): (usize, &SocketAddr)| {
                 if index == node {
-                    Node::Local { mds: mdts[index].clone(), oss: osts[index].clone() }
+                    Node::Local { mds: mdts[index].clone(), oss: counted[index].clone() }
                 } else {
                     Node::Remote(RemoteNode::new(&client, *address, TIMEOUT))
                 }
@@ -206,7 +217,8 @@ impl Builder {
                 tokio::spawn(async move { mdt.run_resolver(MdtIndex::new(peer as u16)).await });
             }
         }
-        Builder { clients, mdts, osts, batches, servers }
+        let syncs = counted.iter().map(|oss| oss.syncs.clone()).collect();
+        Builder { clients, mdts, osts, batches, syncs, servers }
     }
 }
 
@@ -263,10 +275,26 @@ impl ObjectRemover for Remover {
     }
 }
 
+/// An OST that counts what it is told to make durable, whoever says so.
+struct CountedOst {
+    ost: Arc<Ost>,
+    syncs: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl ObjectService for CountedOst {
+    async fn call(&self, caller: Caller, request: OssRequest, bulk: &mut dyn Bulk) -> Result<OssReply, Errno> {
+        if let OssRequest::Sync(_) = request {
+            self.syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        self.ost.call(caller, request, bulk).await
+    }
+}
+
 /// One node's services for the others.
 struct NodeHandler {
     mds: Arc<Mdt>,
-    oss: Arc<Ost>,
+    oss: Arc<CountedOst>,
     batches: Arc<AtomicUsize>,
 }
 
