@@ -13,8 +13,8 @@
 //!
 //! Invariants: the kernel opens a registered file anew, for reading and writing, without asking for permission. So root
 //! registers only a regular file of the job's user, that its sender has open for reading and writing, without O_APPEND, and
-//! that lies in the instance's own data directory. Only ids that this process has opened are closed, and at most
-//! [`IDS_MAX`] are open: nobody's limit counts them.
+//! that lies in the instance's own data directory. One broker has at most [`IDS_MAX`] open: nobody's limit counts them. Ids
+//! are the connection's, which is this mount's alone, so the daemon may close any: also those of a broker before this one.
 //!
 //! Failure: a file of a hung file system can hold up whoever looks at it or closes it. So [`Broker::serve`] runs in a
 //! process of its own, which the supervisor can end at any time. Ids end with the mount's connection, whatever is forgotten
@@ -134,12 +134,11 @@ impl Broker {
         Ok(id)
     }
 
-    /// Forgets a file; nothing happens for an id that is not known here.
+    /// Forgets a file. The id may be of a broker that was killed; nothing happens for one that the kernel does not know.
     pub fn close(&mut self, id: u32) {
-        if self.ids.remove(&id) {
-            // Fails only when the connection is gone, and the id with it.
-            let _ = ioctl::close(self.device.as_fd(), id);
-        }
+        self.ids.remove(&id);
+        // Fails also when the connection is gone, and the id with it.
+        let _ = ioctl::close(self.device.as_fd(), id);
     }
 
     /// The path is looked at first: it needs nothing from the file's own file system, which may be anybody's.

@@ -19,7 +19,7 @@ use burstfs_types::{Code, Failure, InstanceId};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::announce::{self, Announcement};
-use crate::broker::{self, BrokerProcess};
+use crate::broker::{self, BrokerProcess, Seat};
 use crate::cgroup::Cgroups;
 use crate::daemon::{Daemon, Heard};
 use crate::dirs::TrustedDir;
@@ -29,7 +29,7 @@ use crate::log;
 use crate::mount::{self, Mount};
 use crate::node_socket::{Connection, Received, Reply, Report, Request, Status};
 use crate::policy::{Action, Event, Finish, Machine, Patience, Phase};
-use crate::process;
+use crate::process::{self, End};
 use crate::request::incarnation;
 use crate::spawn::{self, LISTENER_FD};
 use crate::store::{InstanceDir, Launch, RunBase, RunDir, Storage, remove_mount_point};
@@ -219,25 +219,39 @@ impl Supervisor {
     /// A broker for the mount, and the daemon's end of its socket. A daemon without one does all I/O itself.
     fn start_broker(&mut self, serves_mount: bool) -> Option<OwnedFd> {
         self.broker = None;
-        let (mount, dir) = (self.mount.as_ref().filter(|_| serves_mount)?, self.instance_dir.as_ref()?);
+        self.mount.as_ref().filter(|_| serves_mount)?;
+        let (seat, socket) = Seat::new().inspect_err(warn_of_broker).ok()?;
+        self.seat_broker(seat);
+        self.broker.as_ref().map(|_| socket)
+    }
+
+    /// Starts a broker for the daemon whose socket `seat` has the other end of.
+    fn seat_broker(&mut self, seat: Seat) {
+        let (Some(mount), Some(dir)) = (&self.mount, &self.instance_dir) else { return };
         let started = dir.open_data().and_then(|data| {
-            BrokerProcess::start(&broker::Place {
+            let place = broker::Place {
                 fuse: mount.device(),
                 data: data.as_fd(),
                 uid: self.launch.description.uid,
                 gid: self.launch.description.gid,
                 cgroup_files: self.cgroups.daemon_files(),
-            })
+            };
+            BrokerProcess::start(&place, seat)
         });
-        match started {
-            Ok((broker, socket)) => {
-                self.broker = Some(broker);
-                Some(socket)
-            }
-            Err(error) => {
-                log::warning!("files are not passed through to the kernel: {error}");
-                None
-            }
+        self.broker = started.inspect_err(warn_of_broker).ok();
+    }
+
+    /// Has another broker in the place of one that was killed.
+    fn look_after_broker(&mut self) {
+        let Some(end) = self.broker.as_ref().and_then(BrokerProcess::end) else { return };
+        let Some(broker) = self.broker.take() else { return };
+        if end == End::Exited(0) {
+            // It has seen the end of the daemon, which is about to be noticed here, too.
+            return;
+        }
+        log::warning!("the broker of backing ids ended: {end}");
+        if let Some(seat) = broker.vacate(end) {
+            self.seat_broker(seat);
         }
     }
 
@@ -459,6 +473,7 @@ impl Supervisor {
             return Vec::new();
         }
         let mut events = self.hear_daemon();
+        self.look_after_broker();
         events.extend(self.hear_clients());
         events
     }
@@ -488,6 +503,7 @@ impl Supervisor {
             fds.push(PollFd::from_borrowed_fd(daemon.control(), daemon.interest()));
             fds.push(PollFd::from_borrowed_fd(daemon.pidfd(), PollFlags::IN));
         }
+        fds.extend(self.broker.iter().map(|broker| PollFd::from_borrowed_fd(broker.pidfd(), PollFlags::IN)));
         fds.extend(
             self.job_watch
                 .iter()
@@ -629,6 +645,10 @@ impl Supervisor {
             self.warn(error.into_failure(Code::CleanFailed));
         }
     }
+}
+
+fn warn_of_broker(error: &NodeError) {
+    log::warning!("files are not passed through to the kernel: {error}");
 }
 
 fn own_pid() -> i32 {

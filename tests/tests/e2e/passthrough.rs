@@ -67,6 +67,37 @@ END
 }
 
 #[test]
+fn files_are_the_kernels_again_when_the_broker_was_killed() -> Result<()> {
+    scenario("passthrough-broker", |s| {
+        s.allow("the broker of backing ids ended: killed by signal 9");
+        let job = s
+            .job("alice")?
+            .nodes(1)
+            .burstfs("capacity=1200MiB")
+            .script(
+                r#"set -e
+                # Only what the kernel reads and writes by itself can be mapped for everybody to see.
+                mapped() { fio --name=mapped --filename=$BURSTFS/$1 --ioengine=mmap --rw=write --bs=4k --size=1M --verify=crc32c; }
+                mapped before
+                echo mapped
+                until [ -e killed ]; do sleep 0.05; done
+                mapped before
+                mapped after
+                rm $BURSTFS/before $BURSTFS/after"#,
+            )
+            .submit()?;
+        job.wait_line("mapped")?;
+        let old = s.cluster.only_pid("node1", "burstfs-backing")?;
+        s.cluster.sh("node1", &format!("kill -9 {old}"))?;
+        wait_for("another broker on node1", SOON, || {
+            Ok(s.cluster.pids("node1", "burstfs-backing")?.into_iter().find(|pid| *pid != old))
+        })?;
+        job.touch("killed")?;
+        job.wait_success(SOON)
+    })
+}
+
+#[test]
 fn a_file_that_the_kernel_writes_outlives_burstfsd() -> Result<()> {
     scenario("passthrough-kill", |s| {
         s.allow("E301");

@@ -27,6 +27,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("nvme_full", nvme_full),
     ("hostile_request", hostile_request),
     ("daemon_killed_and_restarted", daemon_killed_and_restarted),
+    ("broker_killed_and_replaced", broker_killed_and_replaced),
     ("daemon_keeps_dying", daemon_keeps_dying),
     ("daemon_dies_in_drain", daemon_dies_in_drain),
     ("drain_hangs", drain_hangs),
@@ -223,6 +224,39 @@ fn daemon_killed_and_restarted(node: &Node) {
 /// What the latest daemon wrote at its start: whether it knew that it was not the first.
 fn lives(node: &Node, job: &Job) -> String {
     fs::read_to_string(node.data(job).join("lives")).unwrap_or_default()
+}
+
+fn broker_killed_and_replaced(node: &Node) {
+    let job = job(33, "asks-broker");
+    node.start_ready(&job);
+    let supervisor = node.pid(&job, "supervisor_pid");
+    let answers = || -> u64 {
+        let said = fs::read_to_string(node.data(&job).join("answers")).unwrap_or_default();
+        said.trim().parse().unwrap_or(0)
+    };
+    for _ in 0..3 {
+        let before = answers();
+        wait_until("an answer", || answers() > before);
+        let broker = only_broker(supervisor).unwrap();
+        node.kill(broker);
+        wait_until("another broker", || only_broker(supervisor).is_some_and(|pid| pid != broker));
+    }
+    let before = answers();
+    wait_until("an answer of the last one", || answers() > before);
+    assert_eq!(node.stop(&job), "");
+}
+
+/// The child of `parent` that registers files.
+fn only_broker(parent: i32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let is_broker = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"backing".as_slice()) && is_running(*pid)
+    };
+    let brokers: Vec<i32> = children.filter(is_broker).collect();
+    assert!(brokers.len() < 2, "{brokers:?}");
+    brokers.first().copied()
 }
 
 fn daemon_keeps_dying(node: &Node) {
