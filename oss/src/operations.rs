@@ -270,7 +270,7 @@ async fn source(bulk: &mut dyn Bulk) -> Result<Cow<'_, [u8]>, Errno> {
 fn bulk_errno(error: BulkError) -> Errno {
     match error {
         BulkError::OutOfBounds { .. } => Errno::EINVAL,
-        BulkError::Disconnected => Errno::EIO,
+        BulkError::Disconnected | BulkError::Damaged { .. } => Errno::EIO,
     }
 }
 

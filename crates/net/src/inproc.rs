@@ -287,6 +287,11 @@ impl Exchange for InProcessExchange {
         }
     }
 
+    /// Never called: the bytes are the client's own.
+    fn damaged(mut self: Box<Self>, _actual: u32) {
+        self.flight = None;
+    }
+
     fn discard(mut self: Box<Self>) {
         self.flight = None;
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use burstfs_proto::hello::Refusal;
-use burstfs_proto::service::{Bulk, Caller};
+use burstfs_proto::service::{Bulk, BulkError, Caller};
 use burstfs_types::{ClientId, Errno, InstanceId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -293,9 +293,15 @@ impl Shared {
         let Some(running) = requests.start(xid, oldest).await else {
             return exchange.discard();
         };
-        if exchange.prepare().await.is_err() {
+        match exchange.prepare().await {
+            Ok(()) => {}
+            Err(error @ BulkError::Damaged { actual, .. }) => {
+                let len = exchange.bulk().source_len();
+                warn!(client = %peer.client, %xid, opcode, len, %error, "bulk data was damaged on its way; it is asked for again");
+                return exchange.damaged(actual);
+            }
             // Without its connection nobody waits for the reply; what has run not at all is sent again.
-            return exchange.discard();
+            Err(BulkError::Disconnected | BulkError::OutOfBounds { .. }) => return exchange.discard(),
         }
         let caller = Caller { client: peer.client, xid, oldest_unanswered: oldest };
         let result = self.handler.handle(&peer, caller, opcode, &body, exchange.bulk()).await;

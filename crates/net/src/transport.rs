@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use burstfs_proto::frame::{DAMAGED, Header};
 use burstfs_proto::hello::Refusal;
 use burstfs_proto::service::{Bulk, BulkError};
 use burstfs_types::{Errno, Xid};
@@ -203,6 +204,7 @@ pub struct Inbound {
 #[async_trait]
 pub trait Exchange: Bulk + 'static {
     /// Makes the bulk memory ready for the service; called once, before anything else. May wait for memory of the server's.
+    /// [`BulkError::Damaged`] when what the client sent is not what it says it sent: the service then never sees it.
     async fn prepare(&mut self) -> Result<(), BulkError> {
         Ok(())
     }
@@ -210,11 +212,55 @@ pub trait Exchange: Bulk + 'static {
     /// Sends the reply; after an error nothing that was put counts.
     fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>);
 
+    /// Tells the client that its bulk data came with this checksum, which is not the one it gave: nothing was run, and it may
+    /// send the request again.
+    fn damaged(self: Box<Self>, actual: u32);
+
     /// Answers nothing: nobody waits.
     fn discard(self: Box<Self>);
 
     /// For the service.
     fn bulk(&mut self) -> &mut dyn Bulk;
+}
+
+/// What a server has to say of a request that brought no result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refused {
+    /// The service's word.
+    Errno(Errno),
+    /// Its bulk data came with this checksum.
+    Damaged { actual: u32 },
+}
+
+impl Refused {
+    /// The reply's status and checksum.
+    pub(crate) fn on_wire(self) -> (u32, u32) {
+        match self {
+            Refused::Errno(errno) => (errno.raw().unsigned_abs(), 0),
+            Refused::Damaged { actual } => (DAMAGED, actual),
+        }
+    }
+}
+
+/// A reply without its bulk data: the body, or the service's error; an error of the protocol where the server says that what
+/// `sent` has of bulk data did not arrive.
+pub(crate) fn result_of(
+    header: &Header,
+    body: Bytes,
+    sent: &ClientBulk,
+) -> Result<Result<Bytes, Errno>, ProtocolError> {
+    match (header.status, sent) {
+        (0, _) => Ok(Ok(body)),
+        (DAMAGED, ClientBulk::Source(source)) => {
+            Err(checksum_error(header, source.len(), (source.crc(), header.bulk_crc)))
+        }
+        (errno, _) => Ok(Err(Errno::from_raw(i32::try_from(errno).unwrap_or(Errno::EIO.raw())))),
+    }
+}
+
+/// That `len` bytes of bulk data are not what their checksum says.
+pub(crate) fn checksum_error(header: &Header, len: usize, (expected, actual): (u32, u32)) -> ProtocolError {
+    ProtocolError::Checksum { xid: header.xid, opcode: header.opcode, len, expected, actual }
 }
 
 /// Puts `from` at `offset`. What lies between the bytes put so far and these becomes zeros: the memory may hold another

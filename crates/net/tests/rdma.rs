@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use burstfs_net::{
     ChannelLimits, Choice, Client, Network, Rdma, RdmaConfig, ServerLimits, TcpConfig, Transport, XidSource,
 };
-use burstfs_proto::frame::{Header, Kind};
+use burstfs_proto::frame::{DAMAGED, Header, Kind};
 use burstfs_proto::hello::{Challenge, MAGIC, Opening, Proof, Refusal, Role, Side, Verdict, signed};
 use burstfs_proto::{PROTOCOL_VERSION, Rpc, encode};
 use burstfs_types::{ClientId, NodeIndex, Xid};
@@ -215,10 +215,14 @@ async fn a_client_that_breaks_the_protocol_loses_its_connection_only() {
     world.service.open(1);
     // A right request, for the proof that those were refused for their faults.
     let mut raw = Raw::proven(&world).await;
-    raw.request(0, &Header { bulk_len: 100, ..store }, &[&body[..], &[7; 100]].concat());
-    let reply = raw.hear().await.unwrap();
-    let reply = Header::decode(reply.first_chunk().unwrap()).unwrap();
-    assert_eq!((reply.kind, reply.status, reply.xid), (Kind::Reply, 0, Xid(1)));
+    let (right, bulk) = (crc32c::crc32c(&[7; 100]), [&body[..], &[7; 100]].concat());
+    // One whose bulk data was damaged on its way is told so, and nothing else is lost.
+    for (bulk_crc, status, told) in [(1, DAMAGED, right), (right, 0, 0)] {
+        raw.request(0, &Header { bulk_len: 100, bulk_crc, ..store }, &bulk);
+        let reply = raw.hear().await.unwrap();
+        let reply = Header::decode(reply.first_chunk().unwrap()).unwrap();
+        assert_eq!((reply.kind, reply.status, reply.xid, reply.bulk_crc), (Kind::Reply, status, Xid(1), told));
+    }
     drop(raw);
     world.end().await;
 }

@@ -6,10 +6,12 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use burstfs_net::{ProtocolError, RpcError, ServerLimits, Tcp, TcpConfig};
-use burstfs_proto::frame::{HEADER_LEN, Header, Kind};
+use burstfs_proto::frame::{DAMAGED, HEADER_LEN, Header, Kind};
 use burstfs_proto::hello::{Challenge, MAGIC, Opening, Proof, Refusal, Role, Side, Verdict, signed};
 use burstfs_proto::{PROTOCOL_VERSION, Rpc, encode};
 use burstfs_types::{ClientId, NodeIndex, Xid, limits};
@@ -70,6 +72,12 @@ impl Raw {
         let mut raw = Raw::connect(world.address).await;
         assert_eq!(raw.prove(world).await.1, Verdict::Welcome);
         raw
+    }
+
+    async fn reply(&mut self) -> Header {
+        let mut head = [0; HEADER_LEN];
+        self.0.read_exact(&mut head).await.unwrap();
+        Header::decode(&head).unwrap()
     }
 
     async fn send(&mut self, header: &Header, rest: &[u8]) {
@@ -177,7 +185,7 @@ async fn strangers_who_say_nothing_are_closed_and_do_not_lock_others_out() {
 async fn a_client_that_breaks_the_protocol_loses_its_connection_only() {
     let transport = Tcp::new(TcpConfig { client_pool_bytes: 8 << 20, server_pool_bytes: 8 << 20 });
     let memory = transport.server_regions().clone();
-    let world = World::new(std::sync::Arc::new(transport)).await;
+    let world = World::new(Arc::new(transport)).await;
     let body = encode(&Store { pieces: 1 });
     let body_len = u32::try_from(body.len()).unwrap();
     let bulk = [&body[..], &[7; 100]].concat();
@@ -188,7 +196,6 @@ async fn a_client_that_breaks_the_protocol_loses_its_connection_only() {
         (Header { bulk_space: u32::MAX, ..store }, &bulk),
         (Header { kind: Kind::Reply, ..store }, &bulk),
         (Header { bulk_space: 100, ..store }, &bulk),
-        (Header { bulk_crc: 1, ..store }, &bulk),
     ];
     for (header, rest) in broken {
         let mut raw = Raw::proven(&world).await;
@@ -207,14 +214,31 @@ async fn a_client_that_breaks_the_protocol_loses_its_connection_only() {
     // A right one, for the proof that those were refused for their faults.
     let mut raw = Raw::proven(&world).await;
     raw.send(&Header { bulk_crc: crc32c::crc32c(&[7; 100]), ..store }, &bulk).await;
-    let mut head = [0; HEADER_LEN];
-    raw.0.read_exact(&mut head).await.unwrap();
-    let reply = Header::decode(&head).unwrap();
+    let reply = raw.reply().await;
     assert_eq!((reply.kind, reply.status, reply.xid), (Kind::Reply, 0, Xid(1)));
-    // Eight clients that were served meanwhile, and this one: no other reached the service.
-    assert_eq!(world.service.log.lock().unwrap().len(), 8 + 1);
+    // Seven clients that were served meanwhile, and this one: no other reached the service.
+    assert_eq!(world.service.log.lock().unwrap().len(), 7 + 1);
     drop(raw);
     eventually("the server's memory is back", || memory.in_use_bytes() == 0).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn bulk_data_that_was_damaged_never_reaches_the_service() {
+    let world = World::new(tcp()).await;
+    let body = encode(&Store { pieces: 1 });
+    let bulk = [&body[..], &[7; 100]].concat();
+    let (body_len, right) = (u32::try_from(body.len()).unwrap(), crc32c::crc32c(&[7; 100]));
+    let mut raw = Raw::proven(&world).await;
+    // The client hears what came, and sends it again on the same connection.
+    for (bulk_crc, status, told) in [(right ^ 1, DAMAGED, right), (0, DAMAGED, right), (right, 0, 0)] {
+        raw.send(&Header { body_len, bulk_len: 100, bulk_crc, ..request(Store::OPCODE) }, &bulk).await;
+        let reply = raw.reply().await;
+        assert_eq!((reply.status, reply.xid, reply.bulk_crc), (status, Xid(1), told));
+        let mut rest = vec![0; reply.body_len as usize];
+        raw.0.read_exact(&mut rest).await.unwrap();
+    }
+    assert_eq!(world.service.log.lock().unwrap().len(), 1);
     world.end().await;
 }
 
@@ -240,7 +264,10 @@ async fn a_client_that_reads_no_replies_is_not_read_either() {
 }
 
 /// A server that goes through the hello, then sends what `reply` makes of each request's header.
-async fn lying_server(world: &World, reply: fn(Header) -> (Header, Vec<u8>)) -> SocketAddr {
+async fn lying_server<F>(world: &World, reply: F) -> SocketAddr
+where
+    F: Fn(Header) -> (Header, Vec<u8>) + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let auth = world.member(UID);
@@ -255,13 +282,13 @@ async fn lying_server(world: &World, reply: fn(Header) -> (Header, Vec<u8>)) -> 
             raw.hear::<Proof>().await;
             raw.say(&Verdict::Welcome).await;
             let mut head = [0; HEADER_LEN];
-            raw.0.read_exact(&mut head).await.unwrap();
-            let header = Header::decode(&head).unwrap();
-            let mut body = vec![0; (header.body_len + header.bulk_len) as usize];
-            raw.0.read_exact(&mut body).await.unwrap();
-            let (header, rest) = reply(Header { kind: Kind::Reply, status: 0, body_len: 0, bulk_len: 0, ..header });
-            raw.send(&header, &rest).await;
-            raw.ended().await;
+            while raw.0.read_exact(&mut head).await.is_ok() {
+                let header = Header::decode(&head).unwrap();
+                let mut body = vec![0; (header.body_len + header.bulk_len) as usize];
+                raw.0.read_exact(&mut body).await.unwrap();
+                let (header, rest) = reply(Header { kind: Kind::Reply, status: 0, body_len: 0, bulk_len: 0, ..header });
+                raw.send(&header, &rest).await;
+            }
         }
     });
     address
@@ -302,11 +329,52 @@ async fn a_server_that_breaks_the_protocol_is_given_up_after_some_tries() {
         let error = channel.call_receiving(&Fetch { len: 100, pieces: 1 }, sink, soon()).await.unwrap_err();
         assert!(matches!(&error, RpcError::Protocol(error) if expected(error)), "{error:?}");
     }
+    // One that says that each time something else arrived.
+    let lie: Lie = |header| (Header { status: DAMAGED, bulk_crc: 5, ..header }, vec![]);
+    let channel = client.channel(lying_server(&world, lie).await);
+    let error = channel.call_sending(&Store { pieces: 1 }, vec![1; 100], soon()).await.unwrap_err();
+    let expected = crc32c::crc32c(&[1; 100]);
+    let is_told = |error: &ProtocolError| match error {
+        ProtocolError::Checksum { len: 100, expected: told, actual: 5, .. } => *told == expected,
+        _ => false,
+    };
+    assert!(matches!(&error, RpcError::Protocol(error) if is_told(error)), "{error:?}");
     // A body that is not the reply's.
     let lie: Lie = |header| (Header { body_len: 3, ..header }, vec![0xff; 3]);
     let channel = client.channel(lying_server(&world, lie).await);
     let error = channel.call(&WhoAmI {}, soon()).await.unwrap_err();
     assert!(matches!(error, RpcError::Protocol(ProtocolError::Reply(_))), "{error:?}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_was_damaged_once_is_sent_again() {
+    let world = World::new(tcp()).await;
+    let client = world.client(1);
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    let (fetched, stored) = (encode(&100_usize), encode(&(100_usize, 0_u32)));
+    let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+    let server = lying_server(&world, move |header| {
+        let is_first = count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        match (header.opcode, is_first) {
+            (Fetch::OPCODE, _) => {
+                let bulk_crc = if is_first { 1 } else { crc32c::crc32c(&[9; 100]) };
+                let header = Header { body_len: len(&fetched), bulk_len: 100, bulk_crc, ..header };
+                (header, [&fetched[..], &[9; 100]].concat())
+            }
+            (_, true) => (Header { status: DAMAGED, bulk_crc: 5, ..header }, vec![]),
+            (_, false) => (Header { body_len: len(&stored), ..header }, stored.clone()),
+        }
+    })
+    .await;
+    let channel = client.channel(server);
+    let sink = client.region(100).await.unwrap();
+    let (_, region) = channel.call_receiving(&Fetch { len: 100, pieces: 1 }, sink, soon()).await.unwrap();
+    assert_eq!((&region[..], seen.load(Ordering::Relaxed)), (&[9; 100][..], 2));
+    drop(region);
+    channel.call_sending(&Store { pieces: 1 }, vec![1; 100], soon()).await.unwrap();
+    assert_eq!(seen.load(Ordering::Relaxed), 4);
     world.end().await;
 }
 

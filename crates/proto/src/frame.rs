@@ -5,17 +5,22 @@
 //! | 0 | 8 | xid | xid of the request |
 //! | 8 | 2 | opcode | opcode of the request |
 //! | 10 | 2 | 0 = request | 1 = reply |
-//! | 12 | 4 | how far the client's oldest unanswered xid is behind this one | errno, 0 = success |
+//! | 12 | 4 | how far the client's oldest unanswered xid is behind this one | errno, 0 = success, 2^32 - 1 = [`DAMAGED`] |
 //! | 16 | 4 | length of the body | same |
 //! | 20 | 4 | length of the bulk segment that follows the body | same |
 //! | 24 | 4 | bytes that the server may put into the client's memory | 0 |
-//! | 28 | 4 | crc32c of the bulk segment, 0 where there is none | same |
+//! | 28 | 4 | crc32c of the bulk data that the client sends, 0 where there is none | of what it receives; what came, if [`DAMAGED`] |
+//!
+//! The checksum is of the bulk data on whatever way it goes: behind the message, or beside it through a window of RDMA.
 
 use burstfs_types::{Xid, limits};
 use thiserror::Error;
 
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 32;
+
+/// A reply's status that says: the request's bulk data is not what its checksum says, and nothing was done.
+pub const DAMAGED: u32 = u32::MAX;
 
 /// Request or reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +40,7 @@ pub struct Header {
     pub opcode: u16,
     /// Request or reply.
     pub kind: Kind,
-    /// In a reply Linux's errno, 0 for success; in a request the distance from `xid` down to the oldest xid that the
+    /// In a reply Linux's errno, 0 for success, or [`DAMAGED`]; in a request the distance from `xid` down to the oldest xid that the
     /// client still waits for: replies to older ones need not be kept.
     pub status: u32,
     /// Bytes of the body.
@@ -44,7 +49,7 @@ pub struct Header {
     pub bulk_len: u32,
     /// In a request: what the server may put into the client's memory, bytes.
     pub bulk_space: u32,
-    /// crc32c of the bulk segment.
+    /// crc32c of the bulk data.
     pub bulk_crc: u32,
 }
 

@@ -82,6 +82,14 @@ pub enum BulkError {
     /// The connection ended meanwhile.
     #[error("the connection was lost while bulk data was moved")]
     Disconnected,
+    /// The bytes that came are not those that were sent.
+    #[error("crc32c of bulk data is {actual:#010x}, not {expected:#010x}")]
+    Damaged {
+        /// By the sender.
+        expected: u32,
+        /// By the bytes.
+        actual: u32,
+    },
 }
 
 /// The memory that a client registered for one request, seen from the server, which drives every transfer: it *gets*

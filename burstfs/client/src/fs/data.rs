@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 
 use super::attr::{AttrChange, check_size};
-use super::error::FsError;
+use super::error::{AppendOrOffset, FsError};
 use super::{ClientFs, OpenFile};
 
 /// Bytes to write.
@@ -176,7 +176,8 @@ impl ClientFs {
         let request = Write { object: piece.object, offset: piece.object_offset };
         let (from, to) = (piece.at, piece.at + piece.len);
         let sent = self.targets.oss_sending(piece.ost, request, &data.bytes()[from..to], || data.owned(from, to));
-        sent.await.map(drop)
+        let placed = |error: FsError| error.at(piece.object, AppendOrOffset::Offset(piece.object_offset), piece.len);
+        sent.await.map(drop).map_err(placed)
     }
 
     /// Writes at the file's end, wherever other nodes have moved it to meanwhile. Returns how many bytes were written,
@@ -200,7 +201,8 @@ impl ClientFs {
         let len = data.len().min(limits::RPC_BULK_MAX_BYTES);
         let object = ObjectId { ino: file.ino(), stripe: StripeIndex::new(0) };
         let bytes = &data.bytes()[..len];
-        let done = self.targets.oss_sending(*ost, Append { object }, bytes, || data.owned(0, len)).await?;
+        let sent = self.targets.oss_sending(*ost, Append { object }, bytes, || data.owned(0, len));
+        let done = sent.await.map_err(|error| error.at(object, AppendOrOffset::Append, len))?;
         Ok((len, done.size))
     }
 

@@ -1,7 +1,9 @@
 //! What can go wrong with an operation, and what a user sees of it.
 
-use burstfs_net::RpcError;
-use burstfs_types::{Errno, Ino, InvalidName, NodeIndex};
+use std::fmt;
+
+use burstfs_net::{ProtocolError, RpcError};
+use burstfs_types::{Errno, Ino, InvalidName, NodeIndex, ObjectId};
 use thiserror::Error;
 
 use super::remote::RemoteError;
@@ -26,6 +28,22 @@ pub enum FsError {
         node: NodeIndex,
         /// Why there is no answer.
         source: RemoteError,
+    },
+    /// Bytes changed between this node and another each time that they were sent.
+    #[error("{rpc} of {object}, {len} bytes at {offset}, between this node and {node}: {source}")]
+    Damaged {
+        /// The RPC's name.
+        rpc: &'static str,
+        /// The other node.
+        node: NodeIndex,
+        /// Of which object.
+        object: ObjectId,
+        /// Where in the object; behind its end for an append.
+        offset: AppendOrOffset,
+        /// Bytes.
+        len: usize,
+        /// The last attempt's checksums.
+        source: RpcError,
     },
     /// An inode number or a layout names a node that the instance does not have.
     #[error("the instance has no {node}")]
@@ -90,6 +108,7 @@ impl FsError {
             FsError::Refused { errno, .. } => *errno,
             FsError::Remote { source: RemoteError::Rpc(error), .. } => error.errno(),
             FsError::Remote { source: RemoteError::Region(_), .. } => Errno::ENOMEM,
+            FsError::Damaged { .. } => Errno::EIO,
             FsError::NoSuchNode { .. } => Errno::ESTALE,
             FsError::WrongReply { .. } => Errno::EIO,
             FsError::Name(InvalidName::TooLong(_)) => Errno::ENAMETOOLONG,
@@ -104,6 +123,18 @@ impl FsError {
         }
     }
 
+    /// The same, with the place where it happened if bulk data was damaged.
+    pub(super) fn at(self, object: ObjectId, offset: AppendOrOffset, len: usize) -> FsError {
+        match self {
+            FsError::Remote {
+                rpc,
+                node,
+                source: RemoteError::Rpc(source @ RpcError::Protocol(ProtocolError::Checksum { .. })),
+            } => FsError::Damaged { rpc, node, object, offset, len, source },
+            other => other,
+        }
+    }
+
     /// Whether this needs a node that was given up.
     pub fn is_of_lost_node(&self) -> bool {
         matches!(self, FsError::Remote { source: RemoteError::Rpc(RpcError::Closed), .. })
@@ -112,6 +143,24 @@ impl FsError {
     /// Whether the inode, or the entry, is not there.
     pub fn is_gone(&self) -> bool {
         matches!(self.errno(), Errno::ENOENT | Errno::ESTALE)
+    }
+}
+
+/// Where in an object bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AppendOrOffset {
+    /// Behind its last byte.
+    Append,
+    /// There.
+    Offset(u64),
+}
+
+impl fmt::Display for AppendOrOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AppendOrOffset::Append => f.write_str("its end"),
+            AppendOrOffset::Offset(offset) => write!(f, "{offset}"),
+        }
     }
 }
 
@@ -124,6 +173,7 @@ impl From<FsError> for Errno {
 #[cfg(test)]
 mod tests {
     use burstfs_net::Waiting;
+    use burstfs_types::{StripeIndex, Xid};
 
     use super::*;
 
@@ -135,6 +185,20 @@ mod tests {
     fn a_service_that_says_no_is_heard() {
         assert_eq!(FsError::Refused { rpc: "Mkdir", errno: Errno::EEXIST }.errno(), Errno::EEXIST);
         assert_eq!(remote(RpcError::Errno(Errno::ENOSPC)).errno(), Errno::ENOSPC);
+    }
+
+    #[test]
+    fn damage_is_told_with_its_place() {
+        let damage = ProtocolError::Checksum { xid: Xid(7), opcode: 0x0202, len: 100, expected: 1, actual: 2 };
+        let object = ObjectId { ino: Ino::ROOT, stripe: StripeIndex::new(3) };
+        let error = remote(RpcError::Protocol(damage)).at(object, AppendOrOffset::Offset(4096), 100);
+        assert_eq!(error.errno(), Errno::EIO);
+        let said = error.to_string();
+        for part in [&object.to_string(), "100 bytes at 4096", &NodeIndex::new(2).to_string(), "0x00000002"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let other = remote(RpcError::Closed).at(object, AppendOrOffset::Append, 1);
+        assert!(matches!(other, FsError::Remote { .. }), "{other:?}");
     }
 
     #[test]

@@ -43,7 +43,7 @@ use burstfs_types::{NodeIndex, OstIndex};
 pub use attr::AttrChange;
 pub use data::{FallocateRange, WriteData};
 pub use dir::{PlusEntry, PlusListing};
-pub use error::FsError;
+pub use error::{AppendOrOffset, FsError};
 pub use file::OpenFile;
 pub use namespace::{Credentials, NewFile, NewSpecial, Opened};
 pub use remote::{RemoteError, RemoteNode};

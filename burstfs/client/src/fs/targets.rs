@@ -11,7 +11,7 @@ use burstfs_types::{MdtIndex, NodeIndex, ObjectId, OstIndex, limits};
 use bytes::Bytes;
 
 use super::bulk::{Lent, Room};
-use super::error::FsError;
+use super::error::{AppendOrOffset, FsError};
 use super::gather::Gatherer;
 use super::remote::{RemoteError, RemoteNode};
 
@@ -197,7 +197,10 @@ impl Targets {
             return Ok(bytes.into());
         };
         let request = oss::Read { object, offset, len: read_len(len) };
-        let (reply, bytes) = remote.read(request).await.map_err(remote_error::<oss::Read>(ost.get()))?;
+        let placed = |error: RemoteError| {
+            remote_error::<oss::Read>(ost.get())(error).at(object, AppendOrOffset::Offset(offset), len)
+        };
+        let (reply, bytes) = remote.read(request).await.map_err(placed)?;
         let done = oss::Read::answer(reply);
         match done.filter(|done| done.len as usize <= bytes.len()) {
             Some(done) => Ok(bytes.slice(..done.len as usize)),

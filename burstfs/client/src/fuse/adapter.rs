@@ -220,7 +220,9 @@ fn refuse<R: ReplyError>(reply: R, error: &FsError) {
         }
         // The loss was told once.
         error if error.is_of_lost_node() => debug!(%error, "an operation needs a lost node"),
-        FsError::Remote { .. } | FsError::WrongReply { .. } => warn!(%error, "an operation failed"),
+        FsError::Remote { .. } | FsError::Damaged { .. } | FsError::WrongReply { .. } => {
+            warn!(%error, "an operation failed")
+        }
         _ => debug!(%error, "an operation was refused"),
     }
     reply.refuse(convert::errno(error));

@@ -24,7 +24,7 @@ use crate::auth::Identity;
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
-use crate::transport::{ClientBulk, Link, Lost, LostCause, Outcome, Reply, Request};
+use crate::transport::{ClientBulk, Link, Lost, LostCause, Outcome, Reply, Request, checksum_error, result_of};
 
 /// Connects, and goes through the hello.
 pub(super) async fn connect(
@@ -80,8 +80,11 @@ struct Waiter {
 
 /// A reply whose request is not over yet.
 struct Answer {
+    header: Header,
     result: Result<Bytes, Errno>,
     filled: usize,
+    /// What the server says became of the request's bulk data.
+    damage: Option<ProtocolError>,
     /// What it carried; else the bytes are in the sink.
     carried: Option<Bytes>,
 }
@@ -190,6 +193,10 @@ impl Shared {
     /// Tells the caller of a request that is over.
     fn answer(&self, waiter: Waiter, answer: Answer) {
         self.replies.fetch_add(1, Ordering::Relaxed);
+        if let Some(error) = answer.damage.clone().or_else(|| damage(&waiter, &answer)) {
+            warn!(server = %self.server, %error, "bulk data was damaged on its way");
+            return waiter.lost(LostCause::Protocol(error));
+        }
         let Waiter { mut request, done, copy, .. } = waiter;
         let sink = match std::mem::take(&mut request.bulk) {
             ClientBulk::Sink(region) => Some(filled(region, &answer, copy)),
@@ -199,6 +206,16 @@ impl Shared {
         drop(request);
         let _ = done.send(Ok(Reply { result: answer.result, sink }));
     }
+}
+
+/// What is wrong with the bytes that a reply brought.
+fn damage(waiter: &Waiter, answer: &Answer) -> Option<ProtocolError> {
+    let ClientBulk::Sink(region) = &waiter.request.bulk else { return None };
+    let memory = waiter.copy.as_ref().unwrap_or(region);
+    let bytes = answer.carried.as_deref().unwrap_or_else(|| &memory[..answer.filled]);
+    let (expected, actual) = (answer.header.bulk_crc, crc32c::crc32c(bytes));
+    let is_damaged = answer.filled > 0 && expected != actual;
+    is_damaged.then(|| checksum_error(&answer.header, answer.filled, (expected, actual)))
 }
 
 /// The sink, cut to what was put into it.
@@ -252,7 +269,7 @@ fn header(request: &Request) -> Header {
         body_len: len(request.body.len()),
         bulk_len: len(request.bulk.source_len()),
         bulk_space: len(request.bulk.sink_len()),
-        bulk_crc: 0,
+        bulk_crc: if let ClientBulk::Source(source) = &request.bulk { source.crc() } else { 0 },
     }
 }
 
@@ -278,11 +295,12 @@ impl Role for Shared {
         if written && !waiter.lent {
             return Err(ProtocolError::Piece("that says that bulk data was written where it could not be"));
         }
-        let result = match header.status {
-            0 => Ok(body),
-            errno => Err(Errno::from_raw(i32::try_from(errno).unwrap_or(i32::MAX))),
+        // Of this request alone; its window goes as with any answer.
+        let (result, damage) = match result_of(&header, body, &waiter.request.bulk) {
+            Ok(result) => (result, None),
+            Err(damage) => (Err(Errno::EIO), Some(damage)),
         };
-        let answer = Answer { result, filled, carried: (!written).then_some(bulk) };
+        let answer = Answer { header, result, damage, filled, carried: (!written).then_some(bulk) };
         if waiter.lent {
             waiter.answer = Some(answer);
             wire.retract(xid.0);

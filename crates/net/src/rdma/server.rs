@@ -22,7 +22,7 @@ use crate::auth::{Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
-use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
+use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, Refused, ServerLink, put_at};
 
 /// A listening identifier.
 pub(super) struct RdmaListener {
@@ -170,6 +170,7 @@ impl RdmaServerLink {
             pool: self.pool.clone(),
             window,
             carried: bulk,
+            crc: header.bulk_crc,
             source_len,
             sink_len,
             memory: Region::default(),
@@ -187,6 +188,8 @@ struct RdmaExchange {
     window: Option<Remote>,
     /// The source, where it came with the request.
     carried: Bytes,
+    /// Of the source, by the client.
+    crc: u32,
     source_len: usize,
     sink_len: usize,
     memory: Region,
@@ -202,12 +205,12 @@ struct ReplyPath {
 }
 
 impl ReplyPath {
-    fn send(self, result: Result<Vec<u8>, Errno>, mut put: Region, window: Option<Remote>) {
-        let (status, body) = match self.checked(result) {
-            Ok(body) => (0, Bytes::from(body)),
-            Err(errno) => {
+    fn send(self, result: Result<Vec<u8>, Refused>, mut put: Region, window: Option<Remote>) {
+        let ((status, told), body) = match self.checked(result) {
+            Ok(body) => ((0, 0), Bytes::from(body)),
+            Err(refused) => {
                 put.truncate(0);
-                (errno.raw().unsigned_abs(), Bytes::new())
+                (refused.on_wire(), Bytes::new())
             }
         };
         let len = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
@@ -219,7 +222,7 @@ impl ReplyPath {
             body_len: len(body.len()),
             bulk_len: len(put.len()),
             bulk_space: 0,
-            bulk_crc: 0,
+            bulk_crc: if put.is_empty() { told } else { crc32c::crc32c(&put) },
         };
         let (mut flags, mut write, mut carried) = (0, None, Carried::Nothing);
         match window {
@@ -237,11 +240,11 @@ impl ReplyPath {
     }
 
     /// A reply that no client would accept is a bug of the service; its client gets an error instead of no connection.
-    fn checked(&self, result: Result<Vec<u8>, Errno>) -> Result<Vec<u8>, Errno> {
+    fn checked(&self, result: Result<Vec<u8>, Refused>) -> Result<Vec<u8>, Refused> {
         let body = result?;
         if body.len() > limits::RPC_BODY_MAX_BYTES {
             error!(xid = %self.xid, opcode = self.opcode, bytes = body.len(), "a service's reply is over the limit");
-            return Err(Errno::EIO);
+            return Err(Refused::Errno(Errno::EIO));
         }
         Ok(body)
     }
@@ -280,14 +283,25 @@ impl Exchange for RdmaExchange {
             return Ok(());
         }
         self.take_memory().await?;
-        if self.source_len > 0 { self.get_source().await } else { Ok(()) }
+        if self.source_len == 0 {
+            return Ok(());
+        }
+        self.get_source().await?;
+        let (expected, actual) = (self.crc, crc32c::crc32c(&self.memory));
+        if expected == actual { Ok(()) } else { Err(BulkError::Damaged { expected, actual }) }
+    }
+
+    fn damaged(mut self: Box<Self>, actual: u32) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(Err(Refused::Damaged { actual }), Region::default(), None);
+        }
     }
 
     fn reply(mut self: Box<Self>, result: Result<Vec<u8>, Errno>) {
         let mut put = if self.sink_len > 0 { std::mem::take(&mut self.memory) } else { Region::default() };
         put.truncate(self.put_len);
         if let Some(reply) = self.reply.take() {
-            reply.send(result, put, self.window);
+            reply.send(result.map_err(Refused::Errno), put, self.window);
         }
     }
 
@@ -303,7 +317,7 @@ impl Exchange for RdmaExchange {
 impl Drop for RdmaExchange {
     fn drop(&mut self) {
         if let Some(reply) = self.reply.take() {
-            reply.send(Err(Errno::EIO), Region::default(), None);
+            reply.send(Err(Refused::Errno(Errno::EIO)), Region::default(), None);
         }
     }
 }

@@ -8,8 +8,8 @@
 //! | 4 | 4 | 0 |
 //!
 //! A message is the header of `burstfs_proto::frame`, the window where there is one (address, key: 8 and 4 bytes, little-endian),
-//! the body, and a bulk segment that is not moved through a window. Checksums of bulk data are not sent: the device's own covers
-//! the way from memory to memory.
+//! the body, and a bulk segment that is not moved through a window. The header's checksum is of the bulk data either way: the
+//! device's own ends at the device, and says nothing of the memory behind it.
 
 use burstfs_proto::frame::{HEADER_LEN, Header};
 use burstfs_types::Xid;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burstfs_proto::frame::{Header, Kind};
-use burstfs_types::{Errno, Xid};
+use burstfs_types::Xid;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -16,7 +16,7 @@ use super::queue::{Frame, Payload, Queue};
 use super::wire::{Ended, Incoming, len, wire_len};
 use crate::error::ProtocolError;
 use crate::region::Region;
-use crate::transport::{ClientBulk, Link, Lost, LostCause, Outcome, Reply, Request};
+use crate::transport::{ClientBulk, Link, Lost, LostCause, Outcome, Reply, Request, checksum_error, result_of};
 
 /// Starts the tasks of a connection that has gone through its hello.
 pub(super) fn start(stream: TcpStream, server: SocketAddr) -> Arc<dyn Link> {
@@ -160,9 +160,17 @@ impl Reader {
         match self.rest(&header, &mut waiter.request.bulk).await {
             Ok(reply) => {
                 self.link.replies.fetch_add(1, Ordering::Relaxed);
-                // What was lent goes back before the caller goes on: his next request finds it free.
-                drop(waiter.request);
-                let _ = waiter.done.send(Ok(reply));
+                match reply {
+                    Ok(reply) => {
+                        // What was lent goes back before the caller goes on: his next request finds it free.
+                        drop(waiter.request);
+                        let _ = waiter.done.send(Ok(reply));
+                    }
+                    Err(error) => {
+                        warn!(server = %self.server, %error, "bulk data was damaged on its way");
+                        waiter.lost(LostCause::Protocol(error));
+                    }
+                }
                 Ok(())
             }
             Err(ended) => {
@@ -187,7 +195,8 @@ impl Reader {
         }
     }
 
-    async fn rest(&mut self, header: &Header, bulk: &mut ClientBulk) -> Result<Reply, Ended> {
+    /// What follows a reply's header. The inner error is of this request alone: the connection is as good as before.
+    async fn rest(&mut self, header: &Header, bulk: &mut ClientBulk) -> Result<Result<Reply, ProtocolError>, Ended> {
         let body = self.incoming.body(header).await?;
         let filled = len(header.bulk_len);
         let room = bulk.sink_len();
@@ -196,14 +205,12 @@ impl Reader {
             return Err(ProtocolError::Overrun { xid, opcode, len: filled, room }.into());
         }
         if let ClientBulk::Sink(region) = bulk {
-            self.incoming.bulk(header, &mut region[..filled]).await?;
+            let crc = self.incoming.bulk(&mut region[..filled]).await?;
+            if crc != header.bulk_crc {
+                return Ok(Err(checksum_error(header, filled, (header.bulk_crc, crc))));
+            }
         }
-        let sink = taken_sink(bulk, filled);
-        let result = match header.status {
-            0 => Ok(body),
-            errno => Err(Errno::from_raw(i32::try_from(errno).unwrap_or(i32::MAX))),
-        };
-        Ok(Reply { result, sink })
+        Ok(result_of(header, body, bulk).map(|result| Reply { result, sink: taken_sink(bulk, filled) }))
     }
 }
 

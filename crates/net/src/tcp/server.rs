@@ -21,7 +21,7 @@ use crate::auth::{Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
-use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
+use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, Refused, ServerLink, put_at};
 
 /// A listening socket.
 pub(super) struct TcpAccept {
@@ -137,11 +137,10 @@ impl TcpServerLink {
         let body = self.incoming.body(&header).await?;
         let mut held = vec![place];
         let mut memory = self.memory(source_len.max(sink_len), &mut held).await?;
-        if source_len > 0 {
-            self.incoming.bulk(&header, &mut memory).await?;
-        }
+        let crc = if source_len > 0 { self.incoming.bulk(&mut memory).await? } else { header.bulk_crc };
         let reply = ReplyPath { queue: self.queue.clone(), xid, opcode, held };
-        let exchange = TcpExchange { memory, is_source: source_len > 0, put_len: 0, reply: Some(reply) };
+        let crcs = (header.bulk_crc, crc);
+        let exchange = TcpExchange { memory, is_source: source_len > 0, crcs, put_len: 0, reply: Some(reply) };
         let oldest = Xid(xid.0.saturating_sub(u64::from(header.status)));
         Ok(Inbound { xid, oldest, opcode, body, exchange: Box::new(exchange) })
     }
@@ -162,6 +161,8 @@ impl TcpServerLink {
 struct TcpExchange {
     memory: Region,
     is_source: bool,
+    /// Of what came with it: by the client, and by the bytes.
+    crcs: (u32, u32),
     put_len: usize,
     reply: Option<ReplyPath>,
 }
@@ -174,15 +175,16 @@ struct ReplyPath {
 }
 
 impl ReplyPath {
-    fn send(self, result: Result<Vec<u8>, Errno>, mut put: Region) {
-        let (status, body) = match self.checked(result) {
-            Ok(body) => (0, Bytes::from(body)),
-            Err(errno) => {
+    fn send(self, result: Result<Vec<u8>, Refused>, mut put: Region) {
+        let ((status, told), body) = match self.checked(result) {
+            Ok(body) => ((0, 0), Bytes::from(body)),
+            Err(refused) => {
                 put.truncate(0);
-                (errno.raw().unsigned_abs(), Bytes::new())
+                (refused.on_wire(), Bytes::new())
             }
         };
         let bulk = if put.is_empty() { Payload::None } else { Payload::Region(put) };
+        let bulk_crc = if bulk.bytes().is_empty() { told } else { crc32c::crc32c(bulk.bytes()) };
         let header = Header {
             xid: self.xid,
             opcode: self.opcode,
@@ -191,28 +193,40 @@ impl ReplyPath {
             body_len: wire_len(body.len()),
             bulk_len: wire_len(bulk.bytes().len()),
             bulk_space: 0,
-            bulk_crc: crc32c::crc32c(bulk.bytes()),
+            bulk_crc,
         };
         self.queue.push(Frame::new(&header, body, bulk, self.held));
     }
 
     /// A reply that no client would accept is a bug of the service; its client gets an error instead of no connection.
-    fn checked(&self, result: Result<Vec<u8>, Errno>) -> Result<Vec<u8>, Errno> {
+    fn checked(&self, result: Result<Vec<u8>, Refused>) -> Result<Vec<u8>, Refused> {
         let body = result?;
         if body.len() > limits::RPC_BODY_MAX_BYTES {
             error!(xid = %self.xid, opcode = self.opcode, bytes = body.len(), "a service's reply is over the limit");
-            return Err(Errno::EIO);
+            return Err(Refused::Errno(Errno::EIO));
         }
         Ok(body)
     }
 }
 
+#[async_trait]
 impl Exchange for TcpExchange {
+    async fn prepare(&mut self) -> Result<(), BulkError> {
+        let (expected, actual) = self.crcs;
+        if expected == actual { Ok(()) } else { Err(BulkError::Damaged { expected, actual }) }
+    }
+
+    fn damaged(mut self: Box<Self>, actual: u32) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(Err(Refused::Damaged { actual }), Region::default());
+        }
+    }
+
     fn reply(mut self: Box<Self>, result: Result<Vec<u8>, Errno>) {
         let mut put = if self.is_source { Region::default() } else { std::mem::take(&mut self.memory) };
         put.truncate(self.put_len);
         if let Some(reply) = self.reply.take() {
-            reply.send(result, put);
+            reply.send(result.map_err(Refused::Errno), put);
         }
     }
 
@@ -228,7 +242,7 @@ impl Exchange for TcpExchange {
 impl Drop for TcpExchange {
     fn drop(&mut self) {
         if let Some(reply) = self.reply.take() {
-            reply.send(Err(Errno::EIO), Region::default());
+            reply.send(Err(Refused::Errno(Errno::EIO)), Region::default());
         }
     }
 }
