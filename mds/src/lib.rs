@@ -22,6 +22,7 @@ mod clients;
 mod clock;
 mod destroy;
 mod file_locks;
+mod habits;
 mod inos;
 mod locks;
 mod mdt;

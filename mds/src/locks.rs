@@ -18,6 +18,8 @@ use burstfs_types::{ClientId, Ino, Name};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use crate::namespace::Opened;
+
 /// Several times the threads that a node has for metadata; each takes some tens of bytes.
 const STRIPES: usize = 256;
 
@@ -64,7 +66,39 @@ impl Held {
 #[derive(Default)]
 pub(crate) struct Stripe {
     held: HashMap<Ino, Held>,
-    opens: HashMap<Ino, Vec<(ClientId, u32)>>,
+    opens: HashMap<Ino, OpenFile>,
+}
+
+/// Who has a file open.
+#[derive(Default)]
+struct OpenFile {
+    by: Vec<OpenBy>,
+    /// The directory that learns from it.
+    teaches: Option<Ino>,
+    /// Whether several clients had it open for writing at a time.
+    was_shared: bool,
+}
+
+/// One client's opens.
+struct OpenBy {
+    client: ClientId,
+    count: u32,
+    /// Whether one of them was for writing.
+    writes: bool,
+}
+
+impl OpenFile {
+    fn writers(&self) -> usize {
+        self.by.iter().filter(|by| by.writes).count()
+    }
+}
+
+/// What a directory learns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Lesson {
+    pub(crate) directory: Ino,
+    /// Whether several clients write a file of it, or it was one.
+    pub(crate) by_several: bool,
 }
 
 impl Stripe {
@@ -90,13 +124,13 @@ impl Stripe {
     /// Forgets the opens of `client`; gives the inodes that it had open.
     pub(crate) fn forget_opens(&mut self, client: ClientId) -> Vec<Ino> {
         let mut forgotten = Vec::new();
-        self.opens.retain(|ino, opens| {
-            let before = opens.len();
-            opens.retain(|(owner, _)| *owner != client);
-            if opens.len() < before {
+        self.opens.retain(|ino, open| {
+            let before = open.by.len();
+            open.by.retain(|by| by.client != client);
+            if open.by.len() < before {
                 forgotten.push(*ino);
             }
-            !opens.is_empty()
+            !open.by.is_empty()
         });
         forgotten
     }
@@ -229,8 +263,7 @@ impl Locked<'_> {
 
     /// Opens of `ino` by `client`.
     pub(crate) fn opens_by(&self, ino: Ino, client: ClientId) -> u32 {
-        let opens = self.opens(ino).iter();
-        opens.filter(|(owner, _)| *owner == client).map(|(_, count)| count).sum()
+        self.opens(ino).iter().filter(|by| by.client == client).map(|by| by.count).sum()
     }
 
     /// Opens of `ino` by everybody. A stripe that is not held would be a bug; "open" is then the answer that destroys nothing.
@@ -238,34 +271,51 @@ impl Locked<'_> {
         if self.stripe(ino).is_none() {
             return u32::MAX;
         }
-        self.opens(ino).iter().map(|(_, count)| count).sum()
+        self.opens(ino).iter().map(|by| by.count).sum()
     }
 
-    fn opens(&self, ino: Ino) -> &[(ClientId, u32)] {
-        self.stripe(ino).and_then(|stripe| stripe.opens.get(&ino)).map_or(&[], Vec::as_slice)
+    /// Clients that have `ino` open for writing.
+    pub(crate) fn writers(&self, ino: Ino) -> u32 {
+        u32::try_from(self.opens(ino).iter().filter(|by| by.writes).count()).unwrap_or(u32::MAX)
     }
 
-    pub(crate) fn add_open(&mut self, ino: Ino, client: ClientId) {
-        let Some(stripe) = self.stripe_mut(ino) else { return };
-        let opens = stripe.opens.entry(ino).or_default();
-        match opens.iter_mut().find(|(owner, _)| *owner == client) {
-            Some((_, count)) => *count += 1,
-            None => opens.push((client, 1)),
-        }
+    fn opens(&self, ino: Ino) -> &[OpenBy] {
+        self.stripe(ino).and_then(|stripe| stripe.opens.get(&ino)).map_or(&[], |open| open.by.as_slice())
     }
 
-    pub(crate) fn remove_open(&mut self, ino: Ino, client: ClientId) {
-        let Some(stripe) = self.stripe_mut(ino) else { return };
-        let Some(opens) = stripe.opens.get_mut(&ino) else { return };
-        for (owner, count) in opens.iter_mut() {
-            if *owner == client {
-                *count = count.saturating_sub(1);
+    /// Registers an open; what follows from it for a directory.
+    pub(crate) fn add_open(&mut self, opened: Opened, client: ClientId) -> Option<Lesson> {
+        let open = self.stripe_mut(opened.ino)?.opens.entry(opened.ino).or_default();
+        open.teaches = opened.teaches;
+        match open.by.iter_mut().find(|by| by.client == client) {
+            Some(by) => {
+                by.count += 1;
+                by.writes |= opened.writes;
             }
+            None => open.by.push(OpenBy { client, count: 1, writes: opened.writes }),
         }
-        opens.retain(|(_, count)| *count > 0);
-        if opens.is_empty() {
-            stripe.opens.remove(&ino);
+        if open.was_shared || open.writers() < 2 {
+            return None;
         }
+        open.was_shared = true;
+        open.teaches.map(|directory| Lesson { directory, by_several: true })
+    }
+
+    /// Takes an open back; what follows from it for a directory.
+    pub(crate) fn remove_open(&mut self, ino: Ino, client: ClientId) -> Option<Lesson> {
+        let stripe = self.stripe_mut(ino)?;
+        let open = stripe.opens.get_mut(&ino)?;
+        let was_written = open.writers() > 0;
+        for by in open.by.iter_mut().filter(|by| by.client == client) {
+            by.count = by.count.saturating_sub(1);
+        }
+        open.by.retain(|by| by.count > 0);
+        if !open.by.is_empty() {
+            return None;
+        }
+        let closed = stripe.opens.remove(&ino)?;
+        let directory = closed.teaches.filter(|_| was_written && !closed.was_shared)?;
+        Some(Lesson { directory, by_several: false })
     }
 }
 
@@ -337,12 +387,38 @@ mod tests {
         let locks = Locks::new();
         let client = |node| ClientId { node: NodeIndex::new(node), incarnation: 1 };
         let mut locked = locks.write([ino(7), ino(8), ino(7)]);
-        locked.add_open(ino(7), client(1));
-        locked.add_open(ino(7), client(1));
-        locked.add_open(ino(7), client(2));
+        let opened = Opened { ino: ino(7), writes: false, teaches: None };
+        locked.add_open(opened, client(1));
+        locked.add_open(opened, client(1));
+        locked.add_open(opened, client(2));
         locked.remove_open(ino(7), client(1));
         assert_eq!((locked.opens_by(ino(7), client(1)), locked.opens_by_all(ino(7))), (1, 2));
         assert_eq!(locked.forget_opens(client(1)), [ino(7)]);
         assert_eq!(locked.opens_by_all(ino(7)), 1);
+    }
+
+    #[test]
+    fn a_directory_learns_of_writers_at_a_time() {
+        let locks = Locks::new();
+        let client = |node| ClientId { node: NodeIndex::new(node), incarnation: 1 };
+        let lesson = |by_several| Some(Lesson { directory: ino(3), by_several });
+        let mut locked = locks.write([ino(7)]);
+        let write = Opened { ino: ino(7), writes: true, teaches: Some(ino(3)) };
+        let read = Opened { writes: false, ..write };
+        // One after the other, with a reader beside.
+        for node in [1, 2] {
+            assert_eq!((locked.add_open(write, client(node)), locked.add_open(read, client(3))), (None, None));
+            assert_eq!(locked.writers(ino(7)), 1);
+            assert_eq!(locked.remove_open(ino(7), client(3)), None);
+            assert_eq!(locked.remove_open(ino(7), client(node)), lesson(false));
+        }
+        // A reader has nothing to teach.
+        assert_eq!((locked.add_open(read, client(1)), locked.remove_open(ino(7), client(1))), (None, None));
+        // Both at a time, said once.
+        assert_eq!((locked.add_open(write, client(1)), locked.add_open(write, client(2))), (None, lesson(true)));
+        assert_eq!(locked.add_open(write, client(3)), None);
+        for node in [1, 2, 3] {
+            assert_eq!(locked.remove_open(ino(7), client(node)), None);
+        }
     }
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use burstfs_proto::Class;
-use burstfs_proto::mds::{MdsReply, MdsRequest, MdtStatfs};
+use burstfs_proto::mds::{Habit, MdsReply, MdsRequest, MdtStatfs};
 use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, Name, NodeIndex, Timestamp};
 
@@ -30,6 +30,7 @@ use crate::clients::{Begin, Client, Clients, Running};
 use crate::clock::Clock;
 use crate::destroy::Destroys;
 use crate::file_locks::FileLocks;
+use crate::habits::Habits;
 use crate::inos::Inos;
 use crate::locks::{Locked, Locks, Needs, Stripe};
 use crate::namespace::{Effects, Namespace, OpError, OpenFiles};
@@ -70,6 +71,7 @@ pub struct Mdt {
     pub(crate) inos: Inos,
     pub(crate) inode_count: AtomicI64,
     pub(crate) destroys: Destroys,
+    habits: Habits,
     pub(crate) txns: Txns,
     pub(crate) file_locks: FileLocks,
 }
@@ -114,6 +116,7 @@ impl Mdt {
             inos: Inos::load(&*engine, config.mdt)?,
             inode_count: AtomicI64::new(inodes),
             destroys: Destroys::load(&*engine)?,
+            habits: Habits::default(),
             txns: Txns::load(&*engine)?,
             engine,
         };
@@ -308,12 +311,20 @@ impl Mdt {
                     }
                     tx.commit()?;
                     self.count(&effects);
-                    apply_opens(&mut locked, &effects, job.client.id);
+                    self.apply_opens(&mut locked, &effects, job.client.id);
                     Ok(Tried::Done(reply))
                 }
                 Err(OpError::Several) => Ok(Tried::Several),
                 Err(error) => Err(error),
             };
+        }
+    }
+
+    fn apply_opens(&self, locked: &mut Locked<'_>, effects: &Effects, client: ClientId) {
+        let opened = effects.opened.and_then(|opened| locked.add_open(opened, client));
+        let closed = effects.closed.and_then(|ino| locked.remove_open(ino, client));
+        for lesson in [opened, closed].into_iter().flatten() {
+            self.habits.learn(lesson.directory, lesson.by_several);
         }
     }
 
@@ -364,6 +375,14 @@ impl OpenFiles for Opens<'_> {
     fn is_unknown(&self, ino: Ino) -> bool {
         self.mdt.inos.is_from_before(ino) && self.mdt.clients.has_survivors()
     }
+
+    fn writers(&self, ino: Ino) -> u32 {
+        self.locked.writers(ino)
+    }
+
+    fn habit(&self, directory: Ino) -> Habit {
+        self.mdt.habits.of(directory)
+    }
 }
 
 /// For operations that read: they never ask.
@@ -376,6 +395,14 @@ impl OpenFiles for NotAsked {
 
     fn is_unknown(&self, _ino: Ino) -> bool {
         true
+    }
+
+    fn writers(&self, _ino: Ino) -> u32 {
+        0
+    }
+
+    fn habit(&self, _directory: Ino) -> Habit {
+        Habit::default()
     }
 }
 
@@ -426,15 +453,6 @@ fn is_peers(request: &MdsRequest) -> bool {
 /// An open and a close change what is in memory; their replies need not outlive it.
 fn has_durable_effect(request: &MdsRequest) -> bool {
     !matches!(request, MdsRequest::Open(_) | MdsRequest::Close(_))
-}
-
-fn apply_opens(locked: &mut Locked<'_>, effects: &Effects, client: ClientId) {
-    if let Some(ino) = effects.opened {
-        locked.add_open(ino, client);
-    }
-    if let Some(ino) = effects.closed {
-        locked.remove_open(ino, client);
-    }
 }
 
 pub(crate) fn errno_of(error: &OpError) -> Errno {

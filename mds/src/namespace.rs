@@ -7,7 +7,7 @@
 //!
 //! Failure: an [`OpError`]; the transaction must then be dropped, it may hold half of an operation.
 
-use burstfs_proto::mds::WantedLayout;
+use burstfs_proto::mds::{Habit, WantedLayout};
 use burstfs_types::{Errno, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, Timestamp};
 
 use crate::mdt::MdtConfig;
@@ -44,6 +44,29 @@ pub(crate) trait OpenFiles {
 
     /// Whether somebody may have `ino` open whose registration a restart has lost.
     fn is_unknown(&self, ino: Ino) -> bool;
+
+    /// Clients that have `ino` open for writing.
+    fn writers(&self, ino: Ino) -> u32;
+
+    /// How the files of `directory` were written.
+    fn habit(&self, directory: Ino) -> Habit;
+}
+
+/// An open of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Opened {
+    pub(crate) ino: Ino,
+    /// Whether for writing.
+    pub(crate) writes: bool,
+    /// The directory that learns from it.
+    pub(crate) teaches: Option<Ino>,
+}
+
+impl Opened {
+    pub(crate) fn new(ino: Ino, inode: &Inode, writes: bool) -> Opened {
+        let teaches = if let Body::Regular(file) = &inode.body { file.teaches } else { None };
+        Opened { ino, writes, teaches }
+    }
 }
 
 /// What a committed operation means for the state that is not in the store.
@@ -54,7 +77,7 @@ pub(crate) struct Effects {
     /// Files whose objects are to be destroyed.
     pub(crate) destroyed: Vec<Ino>,
     /// The caller opened this file.
-    pub(crate) opened: Option<Ino>,
+    pub(crate) opened: Option<Opened>,
     /// The caller closed this file.
     pub(crate) closed: Option<Ino>,
 }
@@ -256,6 +279,16 @@ impl<'t> Namespace<'t> {
             Some(inode) => self.remove_inode(ino, inode),
             None => Ok(()),
         }
+    }
+
+    /// Clients that have `ino` open for writing.
+    pub(crate) fn writers(&self, ino: Ino) -> u32 {
+        self.opens.writers(ino)
+    }
+
+    /// How the files of `directory` were written.
+    pub(crate) fn habit(&self, directory: Ino) -> Habit {
+        self.opens.habit(directory)
     }
 
     fn is_open(&self, ino: Ino) -> bool {

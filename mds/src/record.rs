@@ -19,7 +19,7 @@
 //!
 //! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
 
-use burstfs_proto::mds::{TxId, WantedLayout};
+use burstfs_proto::mds::{LayoutChoice, TxId, WantedLayout};
 use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,10 @@ pub(crate) struct RegularFile {
     pub(crate) wanted: WantedLayout,
     /// Where its bytes live; never changes once it is `Some`.
     pub(crate) layout: Option<Layout>,
+    /// Why it is that one.
+    pub(crate) choice: Option<LayoutChoice>,
+    /// The directory that it was made in, which learns how it is written; `None` where that teaches nothing.
+    pub(crate) teaches: Option<Ino>,
     /// Appends that were given a place end here; 0 for a file with one stripe.
     pub(crate) appends_end: u64,
 }

@@ -64,7 +64,9 @@ fn a_directory_gives_its_layout_to_what_is_made_in_it_from_then_on() {
     let file = bench.made(dir, "f", 3);
     assert_eq!((file.layout.as_ref().unwrap().stripe_size_bytes(), osts(&file.layout).len()), (1 << 16, 2));
     let inherited = WantedLayout { policy: striped("striped:count=2,size=64K"), origin: LayoutOrigin::Parent };
-    assert_eq!(bench.info(file.ino), LayoutInfo { kind: FileKind::Regular, wanted: inherited, layout: file.layout });
+    let choice = Some(LayoutChoice::Wanted);
+    let expected = LayoutInfo { kind: FileKind::Regular, wanted: inherited, layout: file.layout, choice };
+    assert_eq!(bench.info(file.ino), expected);
     let (after, deeper) = (bench.dir(dir, "after"), bench.dir(dir, "deeper"));
     assert_eq!(bench.info(after).wanted, inherited);
     assert_eq!(bench.info(before).wanted.policy, LayoutPolicy::Local);
@@ -101,6 +103,58 @@ fn a_file_that_was_not_written_takes_another_layout_and_no_other_does() {
     assert_eq!(refused, Err(Errno::EEXIST));
     bench.reopen();
     assert_eq!(bench.info(file.ino).layout, decided.layout);
+}
+
+#[test]
+fn auto_goes_by_how_many_nodes_write_at_the_first_byte() {
+    for (others, writers) in [(0, 1), (2, 3)] {
+        let mut bench = bench_of(LayoutPolicy::Auto, false);
+        let kind = FileKind::Regular;
+        let mknod = Mknod { parent: Ino::ROOT, name: name("f"), kind, mode: 0o600, uid: 7, gid: 8 };
+        let Ok(MdsReply::Mknod(file)) = bench.call(mknod) else { panic!("no file") };
+        let ino = file.ino;
+        bench.call(Open { ino, writes: true }).unwrap();
+        for (node, writes) in (1..=others).map(|node| (node, true)).chain([(9, false)]) {
+            let other = bench.caller_of(node, 1);
+            bench.call_as(other, Open { ino, writes }).unwrap();
+        }
+        let decided = bench.call(DecideLayout { ino, near: OstIndex::new(2) });
+        let Ok(MdsReply::DecideLayout(decided)) = decided else { panic!("not decided") };
+        let osts = osts(&decided.layout);
+        assert_eq!((osts.len(), osts == [2]), if writers > 1 { (4, false) } else { (1, true) });
+        assert_eq!(bench.info(ino).choice, Some(LayoutChoice::Writers(writers)));
+    }
+}
+
+#[test]
+fn auto_learns_from_the_files_of_a_directory() {
+    let mut bench = bench_of(LayoutPolicy::Auto, false);
+    let dir = bench.dir(Ino::ROOT, "d");
+    let choice = |files, shared| Some(LayoutChoice::Directory(Habit { files, shared }));
+    // A file of one node, from the start where it was made.
+    let own = bench.made(dir, "own", 3);
+    assert_eq!((osts(&own.layout), bench.info(own.ino).choice), (vec![3], choice(0, 0)));
+    bench.call(Close { ino: own.ino }).unwrap();
+    // One that two nodes have open for writing.
+    let shared = bench.made(dir, "shared", 3);
+    assert_eq!((osts(&shared.layout), bench.info(shared.ino).choice), (vec![3], choice(1, 0)));
+    let other = bench.caller_of(1, 1);
+    bench.call_as(other, Open { ino: shared.ino, writes: true }).unwrap();
+    let next = bench.made(dir, "next", 3);
+    assert_eq!((osts(&next.layout).len(), bench.info(next.ino).choice), (4, choice(2, 1)));
+    // Another directory, and a layout that was asked for, are not touched by it.
+    assert_eq!(osts(&bench.made(Ino::ROOT, "elsewhere", 1).layout), [1]);
+    bench.call(SetLayout { ino: dir, policy: Some(LayoutPolicy::Local) }).unwrap();
+    assert_eq!(osts(&bench.made(dir, "asked", 1).layout), [1]);
+    bench.call(SetLayout { ino: dir, policy: Some(LayoutPolicy::Auto) }).unwrap();
+    // What follows is written by one node each, so it comes back.
+    bench.call(Close { ino: next.ino }).unwrap();
+    let later = bench.made(dir, "later", 3);
+    assert_eq!((osts(&later.layout), bench.info(later.ino).choice), (vec![3], choice(3, 1)));
+    // A restart forgets what was learnt, and not why a file is as it is.
+    bench.reopen();
+    assert_eq!(bench.info(later.ino).choice, choice(3, 1));
+    assert_eq!(bench.info(next.ino).layout, next.layout);
 }
 
 #[test]

@@ -208,7 +208,7 @@ fn an_unlinked_file_lives_until_its_last_close() {
     let mut bench = bench();
     let ino = bench.create(Ino::ROOT, "f").unwrap().ino;
     let other = bench.caller_of(1, 1);
-    bench.call_as(other, Open { ino }).unwrap();
+    bench.call_as(other, Open { ino, writes: true }).unwrap();
     bench.unlink(Ino::ROOT, "f").unwrap();
     bench.call(Close { ino }).unwrap();
     assert_eq!(bench.attr(ino).unwrap().nlink, 0);
@@ -372,7 +372,7 @@ fn symbolic_links_and_special_files() {
     let mknod = |kind| Mknod { parent: Ino::ROOT, name: name("p"), kind, mode: 0o600, uid: 7, gid: 8 };
     assert_eq!(bench.call(mknod(FileKind::Directory)), Err(Errno::EPERM));
     let Ok(MdsReply::Mknod(fifo)) = bench.call(mknod(FileKind::Fifo)) else { panic!("no pipe") };
-    assert_eq!(bench.call(Open { ino: fifo.ino }), Err(Errno::EINVAL));
+    assert_eq!(bench.call(Open { ino: fifo.ino, writes: false }), Err(Errno::EINVAL));
     assert_eq!(bench.call(Readlink { ino: fifo.ino }), Err(Errno::EINVAL));
     let user = set_xattr(fifo.ino, b"user.a", b"", XattrMode::Any);
     assert_eq!(bench.call(user), Err(Errno::EPERM));

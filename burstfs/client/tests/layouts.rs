@@ -80,6 +80,32 @@ fn a_files_layout_is_set_before_its_first_byte_and_never_again() {
 }
 
 #[test]
+fn auto_stripes_what_several_nodes_write_and_says_why() {
+    let ([here, there], _cluster) = mounts(LayoutPolicy::Auto);
+    let write = |path: &Path| OpenOptions::new().write(true).open(path).unwrap();
+    // Both have it open before its first byte.
+    make(&here.join("f"));
+    let both = [write(&here.join("f")), write(&there.join("f"))];
+    both[0].write_all_at(b"one", 0).unwrap();
+    both[1].write_all_at(b"two", 1 << 20).unwrap();
+    assert_eq!(get(&here.join("f"), LAYOUT).unwrap(), "striped:count=2,size=1MiB");
+    let info = get(&there.join("f"), INFO).unwrap();
+    assert!(info.contains("striped, since 2 nodes had it open for writing at its first byte"), "{info}");
+    // The directory has learnt, and unlearns.
+    let at_creation = |name: &str| {
+        fs::write(here.join(name), b"bytes").unwrap();
+        (get(&here.join(name), LAYOUT).unwrap(), get(&here.join(name), INFO).unwrap())
+    };
+    let (layout, info) = at_creation("second");
+    assert_eq!(layout, "striped:count=2,size=1MiB");
+    assert!(info.contains("of the last 1 files of its directory 1 were written by several nodes"), "{info}");
+    // The MDT hears of a close a moment later.
+    assert!((0..100).any(|n| at_creation(&format!("later{n}")).0 == "local"));
+    drop(both);
+    assert_eq!(fs::read(there.join("f")).unwrap().len(), (1 << 20) + 3);
+}
+
+#[test]
 fn what_is_no_layout_is_refused() {
     let ([here], _cluster) = mounts(LayoutPolicy::Auto);
     let dir = here.join("d");

@@ -289,6 +289,8 @@ pub struct Readlink {
 pub struct Open {
     /// The file.
     pub ino: Ino,
+    /// Whether it is open for writing.
+    pub writes: bool,
 }
 
 /// Takes back one [`Open`] or [`Create`] of the calling client.
@@ -413,6 +415,33 @@ impl WantedLayout {
     }
 }
 
+/// How the files of a directory were written, as far as its MDT remembers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Habit {
+    /// So many of its latest files, at most 8, are remembered.
+    pub files: u8,
+    /// So many of them were open for writing on several nodes at a time.
+    pub shared: u8,
+}
+
+impl Habit {
+    /// Whether the next file is likely to be written by several nodes, too.
+    pub fn is_shared(self) -> bool {
+        self.shared > 0 && self.shared * 2 >= self.files
+    }
+}
+
+/// Why a file's layout is what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum LayoutChoice {
+    /// The wanted layout says it.
+    Wanted,
+    /// `auto`, as the file was made: by what was known of its directory.
+    Directory(Habit),
+    /// `auto`, at its first byte: by how many nodes had it open for writing.
+    Writers(u32),
+}
+
 /// Asks for an inode's layout: of a directory, or a regular file; EINVAL for others.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GetLayout {
@@ -429,6 +458,8 @@ pub struct LayoutInfo {
     pub wanted: WantedLayout,
     /// What a regular file got; `None` before its first byte, and for a directory.
     pub layout: Option<Layout>,
+    /// Why it is this one.
+    pub choice: Option<LayoutChoice>,
 }
 
 /// Sets the wanted layout. EEXIST for a file that has its layout, EINVAL for what is neither file nor directory.

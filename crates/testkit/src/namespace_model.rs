@@ -561,7 +561,7 @@ impl Model {
             }
             Op::Readlink { node: i } => Readlink { ino: node(i) }.into(),
             Op::DecideLayout { node: i } => DecideLayout { ino: node(i), near }.into(),
-            Op::Open { node: i } => Open { ino: node(i) }.into(),
+            Op::Open { node: i } => Open { ino: node(i), writes: i % 2 == 0 }.into(),
             Op::Close { node: i } => Close { ino: node(i) }.into(),
             Op::Readdir { dir, cookie, max } => self.readdir_request(parent(dir), *cookie, *max),
             Op::SetXattr { node: i, name, value, mode } => {

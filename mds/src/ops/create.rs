@@ -4,7 +4,7 @@ use burstfs_proto::mds::{Create, Created, LayoutOrigin, WantedLayout};
 use burstfs_types::{Errno, FileKind};
 
 use super::layout;
-use crate::namespace::{Directory, Namespace, OpError};
+use crate::namespace::{Directory, Namespace, OpError, Opened};
 use crate::record::{Body, Dentry, Inode, RegularFile};
 
 pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created, OpError> {
@@ -13,16 +13,16 @@ pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created
         return open_existing(ns, request, dentry);
     }
     let own = request.policy.map(|policy| WantedLayout { policy, origin: LayoutOrigin::Own });
-    let file = layout::new_file(own.unwrap_or_else(|| parent.layout.inherited()));
+    let file = layout::new_file(own.unwrap_or_else(|| parent.layout.inherited()), request.parent);
     let mut inode = regular(ns, &parent, request.mode, (request.uid, request.gid), file);
     let ino = ns.make_inode(&inode)?;
     if let Body::Regular(file) = &mut inode.body {
-        file.layout = Some(layout::choose(ns, file.wanted, ino, request.near)?);
+        layout::choose_at_creation(ns, file, ino, request.near)?;
         ns.put_inode(ino, &inode);
     }
     ns.add_entry(&mut parent, &request.name, ino, FileKind::Regular);
     ns.save_directory(parent);
-    ns.effects.opened = Some(ino);
+    ns.effects.opened = Some(Opened::new(ino, &inode, true));
     Ok(Created { attr: inode.attr(ino), is_new: true })
 }
 
@@ -54,6 +54,6 @@ fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Re
         return Err(Errno::EREMOTE.into());
     }
     let inode = ns.existing(dentry.ino)?;
-    ns.effects.opened = Some(dentry.ino);
+    ns.effects.opened = Some(Opened::new(dentry.ino, &inode, true));
     Ok(Created { attr: inode.attr(dentry.ino), is_new: false })
 }

@@ -2,35 +2,61 @@
 
 use burstfs_placement::striped;
 use burstfs_proto::mds::{
-    DecideLayout, EndAppends, GetLayout, LayoutInfo, LayoutOrigin, ReserveAppend, SetLayout, WantedLayout,
+    DecideLayout, EndAppends, GetLayout, Habit, LayoutChoice, LayoutInfo, LayoutOrigin, ReserveAppend, SetLayout,
+    WantedLayout,
 };
-use burstfs_types::{Attr, Errno, Ino, Layout, LayoutPolicy, OstIndex, limits};
+use burstfs_types::{Attr, Errno, Ino, Layout, LayoutPolicy, OstIndex, StripePattern, limits};
 
 use crate::namespace::{Namespace, OpError};
 use crate::record::{Body, Inode, RegularFile};
 
-/// What is known of a new file's bytes.
-pub(super) fn new_file(wanted: WantedLayout) -> RegularFile {
-    RegularFile { wanted, layout: None, appends_end: 0 }
+/// What is known of the bytes of a new file in `directory`.
+pub(super) fn new_file(wanted: WantedLayout, directory: Ino) -> RegularFile {
+    let teaches = (wanted.policy == LayoutPolicy::Auto).then_some(directory);
+    RegularFile { wanted, layout: None, choice: None, teaches, appends_end: 0 }
 }
 
-/// The layout for the file `ino`, whose caller is nearest to the OST `near`.
-pub(super) fn choose(ns: &Namespace<'_>, wanted: WantedLayout, ino: Ino, near: OstIndex) -> Result<Layout, OpError> {
+/// Gives a file that is made and opened its layout, so that a kernel that is near may write it by itself from the start:
+/// with `auto` by what its directory has taught. Nothing known means one node: whoever opens a file for passthrough cannot
+/// be told later that it was striped, and a directory's first shared file teaches the next.
+pub(super) fn choose_at_creation(
+    ns: &Namespace<'_>,
+    file: &mut RegularFile,
+    ino: Ino,
+    near: OstIndex,
+) -> Result<(), OpError> {
+    let habit = file.teaches.map_or_else(Habit::default, |directory| ns.habit(directory));
+    choose(ns, file, (ino, near), LayoutChoice::Directory(habit), habit.is_shared())
+}
+
+/// Gives a file its layout for a caller who is nearest to the OST `near`; with `auto` for the reason `why`.
+fn choose(
+    ns: &Namespace<'_>,
+    file: &mut RegularFile,
+    (ino, near): (Ino, OstIndex),
+    why: LayoutChoice,
+    by_several: bool,
+) -> Result<(), OpError> {
     if near.get() >= ns.osts() {
         return Err(Errno::EINVAL.into());
     }
-    match wanted.policy {
-        LayoutPolicy::Auto | LayoutPolicy::Local => Ok(Layout::on_one(near)),
-        LayoutPolicy::Striped(pattern) => Ok(striped(pattern, ino, ns.osts()).map_err(|_| Errno::EINVAL)?),
-    }
+    let stripes = |pattern| striped(pattern, ino, ns.osts()).map_err(|_| Errno::EINVAL);
+    let (layout, choice) = match file.wanted.policy {
+        LayoutPolicy::Auto if by_several => (stripes(StripePattern::default())?, why),
+        LayoutPolicy::Auto => (Layout::on_one(near), why),
+        LayoutPolicy::Local => (Layout::on_one(near), LayoutChoice::Wanted),
+        LayoutPolicy::Striped(pattern) => (stripes(pattern)?, LayoutChoice::Wanted),
+    };
+    (file.layout, file.choice) = (Some(layout), Some(choice));
+    Ok(())
 }
 
 pub(crate) fn get_layout(ns: &mut Namespace<'_>, request: &GetLayout) -> Result<LayoutInfo, OpError> {
     let inode = ns.existing(request.ino)?;
     let kind = inode.kind();
     match inode.body {
-        Body::Regular(file) => Ok(LayoutInfo { kind, wanted: file.wanted, layout: file.layout }),
-        Body::Directory { layout, .. } => Ok(LayoutInfo { kind, wanted: layout, layout: None }),
+        Body::Regular(file) => Ok(LayoutInfo { kind, wanted: file.wanted, layout: file.layout, choice: file.choice }),
+        Body::Directory { layout, .. } => Ok(LayoutInfo { kind, wanted: layout, layout: None, choice: None }),
         Body::Symlink { .. } | Body::Fifo | Body::Socket | Body::Character(_) | Body::Block(_) => {
             Err(Errno::EINVAL.into())
         }
@@ -61,7 +87,8 @@ pub(crate) fn decide_layout(ns: &mut Namespace<'_>, request: &DecideLayout) -> R
     let mut inode = ns.existing(request.ino)?;
     let file = regular(&mut inode)?;
     if file.layout.is_none() {
-        file.layout = Some(choose(ns, file.wanted, request.ino, request.near)?);
+        let writers = ns.writers(request.ino);
+        choose(ns, file, (request.ino, request.near), LayoutChoice::Writers(writers), writers > 1)?;
         ns.put_inode(request.ino, &inode);
     }
     Ok(inode.attr(request.ino))

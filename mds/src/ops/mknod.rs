@@ -20,7 +20,10 @@ pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpE
         FileKind::Socket => special(Body::Socket),
         FileKind::Character(device) => special(Body::Character(device)),
         FileKind::Block(device) => special(Body::Block(device)),
-        FileKind::Regular => regular(ns, &parent, request.mode, owner, layout::new_file(parent.layout.inherited())),
+        FileKind::Regular => {
+            let file = layout::new_file(parent.layout.inherited(), request.parent);
+            regular(ns, &parent, request.mode, owner, file)
+        }
         FileKind::Directory | FileKind::Symlink => return Err(Errno::EPERM.into()),
     };
     let ino = ns.make_inode(&inode)?;

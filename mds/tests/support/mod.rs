@@ -62,7 +62,8 @@ pub fn config(mdt: u16, mdts: u16) -> MdtConfig {
         root_uid: 0,
         root_gid: 0,
         root_mode: 0o700,
-        layout: LayoutPolicy::Auto,
+        // With `auto` a file's layout depends on what other files were written by: that is for the tests of layouts.
+        layout: LayoutPolicy::Local,
         has_ready_made: false,
     }
 }

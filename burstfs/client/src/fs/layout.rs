@@ -6,7 +6,8 @@
 
 use burstfs_placement::file_size;
 use burstfs_proto::mds::{
-    DecideLayout, EndAppends, GetAttr, GetLayout, LayoutInfo, LayoutOrigin, ReserveAppend, SetAttr, SetLayout, SetTime,
+    DecideLayout, EndAppends, GetAttr, GetLayout, Habit, LayoutChoice, LayoutInfo, LayoutOrigin, ReserveAppend,
+    SetAttr, SetLayout, SetTime,
 };
 use burstfs_types::{Attr, FileKind, Ino, Layout, LayoutPolicy, StripePattern};
 use serde::Serialize;
@@ -145,6 +146,28 @@ fn shown(info: &LayoutInfo) -> Shown {
     }
 }
 
+/// Why a file got this layout.
+fn chosen(choice: LayoutChoice) -> String {
+    match choice {
+        LayoutChoice::Wanted => String::new(),
+        LayoutChoice::Directory(Habit { files: 0, .. }) => {
+            ": on the node that made it, since nothing was known yet of how files of its directory are written"
+                .to_owned()
+        }
+        LayoutChoice::Directory(habit) => {
+            let Habit { files, shared } = habit;
+            let what = if habit.is_shared() { "striped" } else { "on the node that made it" };
+            format!(
+                ": {what}, since of the last {files} files of its directory {shared} were written by several nodes at a time"
+            )
+        }
+        LayoutChoice::Writers(writers @ 2..) => {
+            format!(": striped, since {writers} nodes had it open for writing at its first byte")
+        }
+        LayoutChoice::Writers(_) => ": on the node that wrote its first byte, alone".to_owned(),
+    }
+}
+
 fn reason(info: &LayoutInfo) -> String {
     let who = match (info.wanted.origin, info.kind) {
         (LayoutOrigin::Job, _) => "the job asks for it",
@@ -156,6 +179,6 @@ fn reason(info: &LayoutInfo) -> String {
     match (info.kind, &info.layout) {
         (FileKind::Directory, _) => format!("{who}; files made in it get it"),
         (_, None) => format!("{who}; decided at the first write"),
-        (_, Some(_)) => who.to_owned(),
+        (_, Some(_)) => format!("{who}{}", info.choice.map(chosen).unwrap_or_default()),
     }
 }

@@ -105,12 +105,21 @@ impl ClientFs {
     /// Opens a file that a name stands for whose directory is on another MDT.
     async fn open_elsewhere(&self, parent: Ino, name: &Name, truncate: bool) -> Result<Opened, FsError> {
         let entry = self.targets.mds(parent.mdt(), Lookup { parent, name: name.clone() }).await?;
-        self.open(entry.ino, truncate).await
+        self.open_to_write(entry.ino, truncate).await
     }
 
-    /// `open(2)` of a regular file. With `truncate` it becomes empty.
+    /// `open(2)` of a regular file for reading. With `truncate` it becomes empty, and may be written.
     pub async fn open(&self, ino: Ino, truncate: bool) -> Result<Opened, FsError> {
-        let attr = self.targets.mds(ino.mdt(), Open { ino }).await?;
+        self.open_as(ino, truncate, truncate).await
+    }
+
+    /// The same, for writing.
+    pub async fn open_to_write(&self, ino: Ino, truncate: bool) -> Result<Opened, FsError> {
+        self.open_as(ino, true, truncate).await
+    }
+
+    async fn open_as(&self, ino: Ino, writes: bool, truncate: bool) -> Result<Opened, FsError> {
+        let attr = self.targets.mds(ino.mdt(), Open { ino, writes }).await?;
         self.opened(attr, truncate).await
     }
 

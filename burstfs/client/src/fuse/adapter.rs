@@ -404,7 +404,10 @@ impl Filesystem for Adapter {
             reply,
             |core| async move {
                 let ino = convert::ino(ino)?;
-                let opened = core.fs.open(ino, truncate).await?;
+                let opened = match Wish::of(flags.0).writes {
+                    true => core.fs.open_to_write(ino, truncate).await?,
+                    false => core.fs.open(ino, truncate).await?,
+                };
                 let has_set_id = opened.file.has_set_id();
                 let (handle, how) = core.enter(opened, flags.0).await;
                 if kill_set_id

@@ -47,9 +47,9 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// An instance of so many nodes.
+    /// An instance of so many nodes, whose files live on the nodes that make them.
     pub(crate) fn new(nodes: usize) -> Cluster {
-        Cluster::of_job(nodes, LayoutPolicy::default())
+        Cluster::of_job(nodes, LayoutPolicy::Local)
     }
 
     /// The same, for a job that asks for a layout.
@@ -59,7 +59,7 @@ impl Cluster {
 
     /// The same, with its data below `parent`.
     pub(crate) fn new_in(nodes: usize, parent: &Path) -> Cluster {
-        Cluster::build(nodes, LayoutPolicy::default(), parent)
+        Cluster::build(nodes, LayoutPolicy::Local, parent)
     }
 
     fn build(nodes: usize, layout: LayoutPolicy, parent: &Path) -> Cluster {
