@@ -13,11 +13,10 @@ use burstfs_proto::oss::{AllocateMode, SeekTarget};
 use burstfs_types::{Errno, FileKind, Ino, LayoutPolicy, StripePattern, limits};
 use bytes::Bytes;
 use proptest::prelude::*;
+use support::bytes::{Model, STRIPE, position, range};
 use support::cluster::Cluster;
 
 const NODES: usize = 3;
-const FILE_MAX: u64 = 600_000;
-const STRIPE: u32 = 1 << 16;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -27,15 +26,6 @@ enum Op {
     Allocate { mode: AllocateMode, offset: u64, len: u64 },
     Read { offset: u64, len: usize },
     Seek { target: SeekTarget, offset: u64 },
-}
-
-/// Offsets and lengths that like to meet stripe and block boundaries.
-fn position() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        0..FILE_MAX,
-        (0..FILE_MAX / u64::from(STRIPE)).prop_map(|unit| unit * u64::from(STRIPE)),
-        (0..FILE_MAX / 4096).prop_map(|block| block * 4096),
-    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -62,41 +52,6 @@ fn op() -> impl Strategy<Value = Op> {
 fn policy() -> impl Strategy<Value = LayoutPolicy> {
     let striped = (1..=NODES as u16).prop_map(|count| StripePattern::new(Some(count), STRIPE).unwrap());
     prop_oneof![Just(LayoutPolicy::Local), striped.prop_map(LayoutPolicy::Striped)]
-}
-
-fn range(offset: u64, len: u64) -> std::ops::Range<usize> {
-    offset as usize..(offset + len) as usize
-}
-
-/// What the operations have made of the file.
-#[derive(Default)]
-struct Model(Vec<u8>);
-
-impl Model {
-    fn put(&mut self, offset: u64, len: u64, fill: u8) {
-        self.grow(offset + len);
-        self.0[range(offset, len)].fill(fill);
-    }
-
-    fn grow(&mut self, size: u64) {
-        self.0.resize(self.0.len().max(size as usize), 0);
-    }
-
-    fn zero(&mut self, offset: u64, len: u64) {
-        let end = (offset + len).min(self.0.len() as u64);
-        if offset < end {
-            self.0[range(offset, end - offset)].fill(0);
-        }
-    }
-
-    fn read(&self, offset: u64, len: usize) -> &[u8] {
-        let from = (offset as usize).min(self.0.len());
-        &self.0[from..(from + len).min(self.0.len())]
-    }
-
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
 }
 
 async fn apply(fs: &ClientFs, file: &OpenFile, model: &mut Model, op: &Op) -> Result<(), FsError> {

@@ -10,13 +10,12 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burstfs_types::Errno;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, XattrFlags, fallocate};
 use support::cluster::{CAPACITY, Cluster};
-use support::mount::{LocalFiles, Mounted, mounts, own_namespace};
+use support::mount::{LocalFiles, Mounted, SmallDevice, mounts, own_namespace};
 
 fn errno<T>(result: io::Result<T>) -> Option<Errno> {
     result.err().map(|error| Errno::from(&error))
@@ -328,40 +327,86 @@ fn what_the_kernel_writes_beyond_the_share_is_told_at_fsync_and_close() {
 #[test]
 fn a_full_device_is_told_to_the_write() {
     own_namespace();
-    let directory = tempfile::tempdir().unwrap();
-    let (image, device) = (directory.path().join("image"), directory.path().join("device"));
-    File::create(&image).unwrap().set_len(64 << 20).unwrap();
-    fs::create_dir(&device).unwrap();
-    let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
-        assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program}");
-    };
-    run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
-    run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), device.as_ref()]);
-    {
-        let cluster = Cluster::new_in(1, &device);
-        let local = LocalFiles { ost: cluster.osts()[0].clone(), data: cluster.directory() };
-        let mount = Mounted::new(cluster.client(0), Some(local), cluster.runtime());
-        fs::write(mount.join("other"), vec![1; 8 << 20]).unwrap();
-        let file = read_write(&mount.join("f"));
-        let fill = |mut end: u64| loop {
-            match file.write_at(&vec![2; 1 << 20], end) {
-                Ok(count) => end += count as u64,
-                Err(error) => break (end, Errno::from(&error)),
-            }
-        };
-        let (end, full) = fill(0);
-        assert!(full == Errno::ENOSPC && end > 20 << 20, "{end} {full}");
-        assert_eq!((errno(file.sync_all()), file.metadata().unwrap().len()), (None, end));
-        assert!(fs::read(mount.join("f")).unwrap().iter().all(|byte| *byte == 2));
-        assert!(rustix::fs::statvfs(mount.path()).unwrap().f_bavail < 1 << 8);
-        // Space comes back, though the kernel may still know the file.
-        fs::remove_file(mount.join("other")).unwrap();
-        while fill(end).0 < end + (4 << 20) {
-            std::thread::yield_now();
+    let device = SmallDevice::new(64 << 20);
+    let cluster = Cluster::new_in(1, &device.path());
+    let local = LocalFiles { ost: cluster.osts()[0].clone(), data: cluster.directory() };
+    let mount = Mounted::new(cluster.client(0), Some(local), cluster.runtime());
+    fs::write(mount.join("other"), vec![1; 8 << 20]).unwrap();
+    let file = read_write(&mount.join("f"));
+    let fill = |mut end: u64| loop {
+        match file.write_at(&vec![2; 1 << 20], end) {
+            Ok(count) => end += count as u64,
+            Err(error) => break (end, Errno::from(&error)),
         }
-        assert_eq!(errno(close(file)), None);
+    };
+    let (end, full) = fill(0);
+    assert!(full == Errno::ENOSPC && end > 20 << 20, "{end} {full}");
+    assert_eq!((errno(file.sync_all()), file.metadata().unwrap().len()), (None, end));
+    assert!(fs::read(mount.join("f")).unwrap().iter().all(|byte| *byte == 2));
+    assert!(rustix::fs::statvfs(mount.path()).unwrap().f_bavail < 1 << 8);
+    // Space comes back, though the kernel may still know the file.
+    fs::remove_file(mount.join("other")).unwrap();
+    while fill(end).0 < end + (4 << 20) {
+        std::thread::yield_now();
     }
-    run("umount", &[device.as_ref()]);
+    assert_eq!(errno(close(file)), None);
+}
+
+#[test]
+fn every_way_to_write_is_told_that_the_device_is_full() {
+    own_namespace();
+    let device = SmallDevice::new(64 << 20);
+    let cluster = Cluster::new_in(2, &device.path());
+    let local = |node: usize| LocalFiles { ost: cluster.osts()[node].clone(), data: cluster.directory() };
+    let [here, there]: [Mounted; 2] =
+        std::array::from_fn(|node| Mounted::new(cluster.client(node), Some(local(node)), cluster.runtime()));
+    fs::create_dir(here.join("striped")).unwrap();
+    rustix::fs::setxattr(here.join("striped"), "burstfs.layout", b"striped:size=64K", XattrFlags::empty()).unwrap();
+    let names = ["own", "striped/f"];
+    for name in names {
+        fs::write(here.join(name), b"before").unwrap();
+    }
+    // To the last block, so that nothing that needs one can be done.
+    let filler = read_write(&here.join("filler"));
+    let mut end = 0;
+    for step in [1 << 20, 64 << 10, 4 << 10] {
+        while filler.write_all_at(&vec![1; step], end).is_ok() {
+            end += step as u64;
+        }
+    }
+    filler.sync_all().unwrap();
+    let flags = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).clone();
+    let data = vec![7; 1 << 20];
+    for (mount, node) in [(&here, 0), (&there, 1)] {
+        for name in names {
+            let path = mount.join(name);
+            let open = |options: OpenOptions| options.open(&path).unwrap();
+            let ways: [(&str, Option<Errno>); 5] = [
+                ("write", errno(open(flags(0)).write_all_at(&data, 8 << 20))),
+                ("O_DSYNC", errno(open(flags(libc::O_DSYNC)).write_all_at(&data, 8 << 20))),
+                ("O_APPEND", errno(open(flags(libc::O_APPEND)).write_all(&data))),
+                ("fallocate", sys(fallocate(open(flags(0)), FallocateFlags::empty(), 8 << 20, 1 << 20))),
+                ("copy", errno(io::copy(&mut data.as_slice(), &mut open(flags(libc::O_APPEND))))),
+            ];
+            for (way, told) in ways {
+                assert_eq!(told, Some(Errno::ENOSPC), "{way} to {name} on node {node}");
+            }
+            // What there was is there, also on the device.
+            let file = open(flags(0));
+            let mut before = [0; 6];
+            file.read_exact_at(&mut before, 0).unwrap();
+            assert_eq!((&before, errno(file.sync_all())), (b"before", None), "{name} on node {node}");
+        }
+        assert_eq!(errno(fs::write(mount.join(&format!("new{node}")), &data)), Some(Errno::ENOSPC));
+    }
+    filler.set_len(1 << 20).unwrap();
+    for name in names {
+        for mount in [&here, &there] {
+            let file = flags(0).open(mount.join(name)).unwrap();
+            file.write_all_at(&data, 8 << 20).unwrap();
+            file.sync_all().unwrap();
+        }
+    }
 }
 
 #[test]

@@ -13,3 +13,4 @@ mod request;
 mod slurm;
 mod staging;
 mod start;
+mod verify;

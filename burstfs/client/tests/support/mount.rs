@@ -1,9 +1,11 @@
 //! Real FUSE mounts in a mount namespace of the calling thread.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -39,6 +41,38 @@ pub(crate) fn mounts<const NODES: usize>() -> ([Mounted; NODES], Cluster) {
     let local = |node: usize| LocalFiles { ost: cluster.osts()[node].clone(), data: cluster.directory() };
     let mounts = std::array::from_fn(|node| Mounted::new(cluster.client(node), Some(local(node)), cluster.runtime()));
     (mounts, cluster)
+}
+
+/// A file system of its own, of so many bytes, in the mount namespace of the calling thread.
+pub(crate) struct SmallDevice {
+    directory: TempDir,
+}
+
+impl SmallDevice {
+    pub(crate) fn new(bytes: u64) -> SmallDevice {
+        let device = SmallDevice { directory: tempfile::tempdir().unwrap() };
+        let image = device.directory.path().join("image");
+        File::create(&image).unwrap().set_len(bytes).unwrap();
+        std::fs::create_dir(device.path()).unwrap();
+        run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_ref(), device.path().as_ref()]);
+        device
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("device")
+    }
+}
+
+impl Drop for SmallDevice {
+    fn drop(&mut self) {
+        // What a failed test has open keeps it; the namespace takes it along in the end.
+        let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn run(program: &str, arguments: &[&OsStr]) {
+    assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program}");
 }
 
 /// Root's part of passthrough, without a process of its own.
