@@ -88,6 +88,11 @@ impl Inode {
         Inode { mode, nlink, uid, gid, atime: now, mtime: now, ctime: now, xattrs: 0, body }
     }
 
+    /// With so many extended attributes.
+    pub(crate) fn with_xattrs(self, xattrs: u32) -> Inode {
+        Inode { xattrs, ..self }
+    }
+
     pub(crate) fn directory(parent: Ino, layout: WantedLayout) -> Body {
         Body::Directory { parent, next_cookie: FIRST_COOKIE, entries: 0, layout }
     }

@@ -21,7 +21,7 @@ fn populated() -> MemoryEngine {
     let file = bench.file(dir, "f");
     bench.link(file, Ino::ROOT, "g").unwrap();
     let (name, value) = (b"user.a".to_vec(), b"1".to_vec());
-    bench.call(SetXattr { ino: file, name, value, mode: XattrMode::Any }).unwrap();
+    bench.call(SetXattr { ino: file, name, value, mode: XattrMode::Any, kill_set_gid: false }).unwrap();
     bench.create(dir, "open").unwrap();
     bench.unlink(dir, "open").unwrap();
     bench.check();

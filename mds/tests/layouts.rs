@@ -89,7 +89,7 @@ fn a_jobs_layout_is_that_of_its_files() {
 fn a_file_that_was_not_written_takes_another_layout_and_no_other_does() {
     let mut bench = bench_of(LayoutPolicy::Local, false);
     let kind = FileKind::Regular;
-    let mknod = Mknod { parent: Ino::ROOT, name: name("f"), kind, mode: 0o600, uid: 7, gid: 8 };
+    let mknod = Mknod { parent: Ino::ROOT, name: name("f"), kind, mode: 0o600, umask: None, uid: 7, gid: 8 };
     let Ok(MdsReply::Mknod(file)) = bench.call(mknod) else { panic!("no file") };
     assert_eq!(file.layout, None);
     bench.call(SetLayout { ino: file.ino, policy: Some(striped("striped:count=3")) }).unwrap();
@@ -110,7 +110,7 @@ fn auto_goes_by_how_many_nodes_write_at_the_first_byte() {
     for (others, writers) in [(0, 1), (2, 3)] {
         let mut bench = bench_of(LayoutPolicy::Auto, false);
         let kind = FileKind::Regular;
-        let mknod = Mknod { parent: Ino::ROOT, name: name("f"), kind, mode: 0o600, uid: 7, gid: 8 };
+        let mknod = Mknod { parent: Ino::ROOT, name: name("f"), kind, mode: 0o600, umask: None, uid: 7, gid: 8 };
         let Ok(MdsReply::Mknod(file)) = bench.call(mknod) else { panic!("no file") };
         let ino = file.ino;
         bench.call(Open { ino, writes: true }).unwrap();
@@ -160,7 +160,8 @@ fn auto_learns_from_the_files_of_a_directory() {
 #[test]
 fn layouts_are_of_files_and_directories() {
     let mut bench = bench_of(LayoutPolicy::Auto, false);
-    let mknod = Mknod { parent: Ino::ROOT, name: name("p"), kind: FileKind::Fifo, mode: 0o600, uid: 7, gid: 8 };
+    let mknod =
+        Mknod { parent: Ino::ROOT, name: name("p"), kind: FileKind::Fifo, mode: 0o600, umask: None, uid: 7, gid: 8 };
     let Ok(MdsReply::Mknod(fifo)) = bench.call(mknod) else { panic!("no pipe") };
     let ino = fifo.ino;
     assert_eq!(bench.call(GetLayout { ino }), Err(Errno::EINVAL));

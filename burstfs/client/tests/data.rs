@@ -114,7 +114,7 @@ fn check_seek(model: &Model, offset: u64, target: SeekTarget, found: Result<u64,
     }
 }
 
-const OWNER: Credentials = Credentials { uid: 0, gid: 0 };
+const OWNER: Credentials = Credentials { uid: 0, gid: 0, umask: None };
 
 fn new_file(policy: Option<LayoutPolicy>) -> NewFile {
     NewFile { mode: 0o644, owner: OWNER, exclusive: true, truncate: false, policy }

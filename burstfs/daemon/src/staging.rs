@@ -43,7 +43,7 @@ impl Staging {
     ) -> std::io::Result<Staging> {
         let stage_dir = description.data_dir.join("stage");
         std::fs::create_dir_all(&stage_dir)?;
-        let owner = Credentials { uid: description.uid, gid: description.gid };
+        let owner = Credentials { uid: description.uid, gid: description.gid, umask: None };
         Ok(Staging {
             tree: Arc::new(Tree::new(Arc::new(fs.gathering()), owner)),
             description,

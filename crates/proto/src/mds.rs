@@ -152,8 +152,10 @@ pub struct Create {
     pub parent: Ino,
     /// The entry.
     pub name: Name,
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u16,
+    /// Bits that the caller denies where the directory has no default ACL; `None`: `mode` is exact, whatever the directory has.
+    pub umask: Option<u16>,
     /// The caller.
     pub uid: u32,
     /// The caller's group; a set-group-id directory overrides it.
@@ -184,8 +186,10 @@ pub struct Mknod {
     pub name: Name,
     /// `Fifo` or `Socket`, or `Regular` (without opening it); others are EPERM.
     pub kind: FileKind,
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u16,
+    /// Bits that the caller denies where the directory has no default ACL; `None`: `mode` is exact, whatever the directory has.
+    pub umask: Option<u16>,
     /// The caller.
     pub uid: u32,
     /// The caller's group.
@@ -199,8 +203,10 @@ pub struct Mkdir {
     pub parent: Ino,
     /// The entry.
     pub name: Name,
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u16,
+    /// Bits that the caller denies where the directory has no default ACL; `None`: `mode` is exact, whatever the directory has.
+    pub umask: Option<u16>,
     /// The caller.
     pub uid: u32,
     /// The caller's group.
@@ -366,6 +372,8 @@ pub struct SetXattr {
     pub value: Vec<u8>,
     /// Whether it may be there.
     pub mode: XattrMode,
+    /// Clears set-group-id with an access ACL: the caller is neither in the inode's group nor privileged.
+    pub kill_set_gid: bool,
 }
 
 /// Asks for the names of an inode's extended attributes.
@@ -566,6 +574,8 @@ pub struct NewDirectory {
     pub parent: Ino,
     /// The layout of what is made in it.
     pub layout: WantedLayout,
+    /// Its extended attributes: the ACLs that it inherits.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// One change that a transaction makes to one record, with what must be so for it.

@@ -146,7 +146,17 @@ pub enum Op {
 }
 
 const NAMES: [&str; 6] = ["a", "b", "c", "dd", "e\n", "\u{fc}"];
-const XATTRS: [&str; 6] = ["user.a", "user.b", "trusted.a", "security.x", "system.posix_acl_access", "user."];
+const XATTRS: [&str; 9] = [
+    "user.a",
+    "user.b",
+    "trusted.a",
+    "security.x",
+    "system.posix_acl_access",
+    "system.posix_acl_default",
+    "system.posix_acl_default",
+    "system.other",
+    "user.",
+];
 
 /// Sequences of up to `len` steps.
 pub fn ops(len: usize) -> impl Strategy<Value = Vec<Op>> {
@@ -520,16 +530,21 @@ impl Model {
         let parent = |n: &usize| if n % 16 == 15 { node(n) } else { dir(n) };
         let (uid, gid) = (7, 8);
         let near = OstIndex::new(0);
+        // Some are made as the stager makes them.
+        let umask = |mode: u16| if mode.is_multiple_of(3) { None } else { Some(mode >> 3 & 0o77) };
         match op {
             Op::Create { dir, name: n, mode, exclusive } => {
                 let (mode, exclusive) = (*mode, *exclusive);
-                Create { parent: parent(dir), name: name(n), mode, uid, gid, exclusive, near, policy: None }.into()
+                let (parent, name, umask) = (parent(dir), name(n), umask(mode));
+                Create { parent, name, mode, umask, uid, gid, exclusive, near, policy: None }.into()
             }
             Op::Mknod { dir, name: n, kind } => {
-                Mknod { parent: parent(dir), name: name(n), kind: *kind, mode: 0o644, uid, gid }.into()
+                let (parent, name, umask) = (parent(dir), name(n), umask(0o664));
+                Mknod { parent, name, kind: *kind, mode: 0o664, umask, uid, gid }.into()
             }
             Op::Mkdir { dir, name: n, mode } => {
-                Mkdir { parent: parent(dir), name: name(n), mode: *mode, uid, gid }.into()
+                let (parent, name, umask) = (parent(dir), name(n), umask(*mode));
+                Mkdir { parent, name, mode: *mode, umask, uid, gid }.into()
             }
             Op::Symlink { dir, name: n, target } => {
                 Symlink { parent: parent(dir), name: name(n), target: target.clone(), uid, gid }.into()
@@ -565,7 +580,9 @@ impl Model {
             Op::Close { node: i } => Close { ino: node(i) }.into(),
             Op::Readdir { dir, cookie, max } => self.readdir_request(parent(dir), *cookie, *max),
             Op::SetXattr { node: i, name, value, mode } => {
-                SetXattr { ino: node(i), name: xattr(name), value: vec![*value], mode: *mode }.into()
+                let (name, kill_set_gid) = (xattr(name), value % 2 == 0);
+                let value = if name.starts_with(b"system.posix_acl_") { acl_value(*value) } else { vec![*value] };
+                SetXattr { ino: node(i), name, value, mode: *mode, kill_set_gid }.into()
             }
             Op::GetXattr { node: i, name } => GetXattr { ino: node(i), name: xattr(name) }.into(),
             Op::ListXattr { node: i } => ListXattr { ino: node(i) }.into(),
@@ -596,12 +613,12 @@ impl Model {
                 let allowed = !matches!(it.kind, FileKind::Directory | FileKind::Symlink);
                 let refused = if allowed { None } else { Some(Errno::EPERM) };
                 let made = |reply: &MdsReply| if let MdsReply::Mknod(attr) = reply { Some(attr.ino) } else { None };
-                let new = (it.kind, it.mode, it.uid, it.gid);
+                let new = (it.kind, it.mode, it.umask, it.uid, it.gid);
                 self.make((it.parent, &it.name), new, refused, learned(actual, made)).map(MdsReply::Mknod)
             }
             MdsRequest::Mkdir(it) => {
                 let made = |reply: &MdsReply| if let MdsReply::Mkdir(attr) = reply { Some(attr.ino) } else { None };
-                let new = (FileKind::Directory, it.mode, it.uid, it.gid);
+                let new = (FileKind::Directory, it.mode, it.umask, it.uid, it.gid);
                 self.make((it.parent, &it.name), new, None, learned(actual, made)).map(MdsReply::Mkdir)
             }
             MdsRequest::Symlink(it) => self.symlink(it, actual).map(MdsReply::Symlink),
@@ -717,7 +734,7 @@ impl Model {
     fn make(
         &mut self,
         (parent, name): (Ino, &Name),
-        (kind, mode, uid, gid): (FileKind, u16, u32, u32),
+        (kind, mode, umask, uid, gid): (FileKind, u16, Option<u16>, u32, u32),
         refused: Option<Errno>,
         ino: Option<Ino>,
     ) -> Result<Attr, Errno> {
@@ -733,9 +750,29 @@ impl Model {
         let inherits = above.mode & 0o2000 != 0;
         let gid = if inherits { above.gid } else { gid };
         let set_id = if inherits && kind == FileKind::Directory { 0o2000 } else { 0 };
+        let default = self.dir(parent)?.xattrs.get(ACL_DEFAULT).filter(|_| umask.is_some()).cloned();
+        let mode = if default.is_some() { mode } else { mode & !umask.unwrap_or(0) };
         self.insert(ino, parent, kind, mode & 0o7777 | set_id, (uid, gid));
+        if let Some(default) = default {
+            self.inherit(ino, kind, default);
+        }
         self.put(parent, name, ino);
         Ok(self.nodes[&ino].attr.clone())
+    }
+
+    /// The new inode `ino`, which has its mode, inherits its directory's default ACL.
+    fn inherit(&mut self, ino: Ino, kind: FileKind, default: Vec<u8>) {
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        let Ok(Some(acl)) = Acl::decode(&default) else { return };
+        let bits = acl.bits() & node.attr.mode;
+        let access = acl.with_bits(bits);
+        node.attr.mode = node.attr.mode & !0o777 | bits;
+        if !access.is_only_bits() {
+            node.xattrs.insert(ACL_ACCESS.to_vec(), access.encode());
+        }
+        if kind == FileKind::Directory {
+            node.xattrs.insert(ACL_DEFAULT.to_vec(), default);
+        }
     }
 
     /// All requests are made near OST 0.
@@ -754,7 +791,7 @@ impl Model {
     fn create(&mut self, it: &Create, actual: &Result<MdsReply, Errno>) -> Result<Created, Errno> {
         let Some(ino) = self.find(it.parent, &it.name)? else {
             let made = |reply: &MdsReply| if let MdsReply::Create(made) = reply { Some(made.attr.ino) } else { None };
-            let new = (FileKind::Regular, it.mode, it.uid, it.gid);
+            let new = (FileKind::Regular, it.mode, it.umask, it.uid, it.gid);
             let made = self.make((it.parent, &it.name), new, None, learned(actual, made))?;
             let attr = self.decide_layout(made.ino)?;
             self.open(attr.ino)?;
@@ -777,7 +814,7 @@ impl Model {
             _ => {}
         }
         let made = |reply: &MdsReply| if let MdsReply::Symlink(attr) = reply { Some(attr.ino) } else { None };
-        let new = (FileKind::Symlink, 0o777, it.uid, it.gid);
+        let new = (FileKind::Symlink, 0o777, None, it.uid, it.gid);
         let ino = self.make((it.parent, &it.name), new, None, learned(actual, made))?.ino;
         let node = self.change(ino)?;
         node.attr.size = it.target.len() as u64;
@@ -896,6 +933,7 @@ impl Model {
             killed = attr.mode & if attr.mode & 0o010 != 0 { 0o6000 } else { 0o4000 };
         }
         attr.mode -= killed;
+        chmod_acl(&mut node.xattrs, attr.mode);
         if is_changed || killed != 0 {
             attr.ctime = now;
         }
@@ -952,6 +990,9 @@ impl Model {
     fn set_xattr(&mut self, it: &SetXattr) -> Result<(), Errno> {
         check_xattr(&it.name)?;
         let node = self.node(it.ino)?;
+        if it.name == ACL_ACCESS || it.name == ACL_DEFAULT {
+            return self.set_acl(it);
+        }
         if it.name.starts_with(b"user.") && !matches!(node.attr.kind, FileKind::Regular | FileKind::Directory) {
             return Err(Errno::EPERM);
         }
@@ -965,6 +1006,31 @@ impl Model {
         }
     }
 
+    fn set_acl(&mut self, it: &SetXattr) -> Result<(), Errno> {
+        let acl = Acl::decode(&it.value).map_err(|_| Errno::EINVAL)?;
+        let is_access = it.name == ACL_ACCESS;
+        match self.kind(it.ino) {
+            FileKind::Symlink => return Err(Errno::EOPNOTSUPP),
+            FileKind::Directory => {}
+            _ if !is_access && acl.is_some() => return Err(Errno::EACCES),
+            _ if !is_access => return Ok(()),
+            _ => {}
+        }
+        let denied = if it.ino == Ino::ROOT { !self.node(it.ino)?.attr.mode & 0o077 } else { 0 };
+        let node = self.change(it.ino)?;
+        node.xattrs.remove(&it.name);
+        let Some(acl) = acl else { return Ok(()) };
+        if !is_access || !acl.is_only_bits() {
+            node.xattrs.insert(it.name.clone(), it.value.clone());
+        }
+        if is_access {
+            let set_gid = if it.kill_set_gid { 0o2000 } else { 0 };
+            node.attr.mode = (node.attr.mode & !0o777 & !set_gid | acl.bits()) & !denied;
+            chmod_acl(&mut node.xattrs, node.attr.mode);
+        }
+        Ok(())
+    }
+
     fn get_xattr(&self, it: &GetXattr) -> Result<Vec<u8>, Errno> {
         check_xattr(&it.name)?;
         self.node(it.ino)?.xattrs.get(&it.name).cloned().ok_or(Errno::ENODATA)
@@ -973,16 +1039,44 @@ impl Model {
     fn remove_xattr(&mut self, it: &RemoveXattr) -> Result<(), Errno> {
         check_xattr(&it.name)?;
         if !self.node(it.ino)?.xattrs.contains_key(&it.name) {
-            return Err(Errno::ENODATA);
+            let is_acl = it.name == ACL_ACCESS || it.name == ACL_DEFAULT;
+            return if is_acl { Ok(()) } else { Err(Errno::ENODATA) };
         }
         self.change(it.ino)?.xattrs.remove(&it.name);
         Ok(())
     }
 }
 
+/// What `chmod` does to an access ACL.
+fn chmod_acl(xattrs: &mut BTreeMap<Vec<u8>, Vec<u8>>, mode: u16) {
+    if let Some(value) = xattrs.get_mut(ACL_ACCESS)
+        && let Ok(Some(acl)) = Acl::decode(value)
+    {
+        *value = acl.with_bits(mode).encode();
+    }
+}
+
+/// A list with one named user, a list without, the empty list, or what is none.
+fn acl_value(any: u8) -> Vec<u8> {
+    let entry = |tag: u16, bits: u8, id: u32| {
+        [&tag.to_le_bytes()[..], &u16::from(bits & 7).to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let (owner, group, others) =
+        (entry(1, any, u32::MAX), entry(4, any >> 1, u32::MAX), entry(0x20, any >> 2, u32::MAX));
+    let named = [entry(2, any >> 3, 9), group.clone(), entry(0x10, any >> 4, u32::MAX)].concat();
+    let entries = match any % 8 {
+        0 => Vec::new(),
+        1 => others,
+        2 | 3 => [owner, group, others].concat(),
+        _ => [owner, named, others].concat(),
+    };
+    [&[2, 0, 0, 0][..], &entries].concat()
+}
+
 fn check_xattr(name: &[u8]) -> Result<(), Errno> {
     match name {
         b"user." => Err(Errno::EINVAL),
+        _ if name == ACL_ACCESS || name == ACL_DEFAULT => Ok(()),
         _ if name.starts_with(b"system.") => Err(Errno::EOPNOTSUPP),
         _ => Ok(()),
     }

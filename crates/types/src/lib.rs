@@ -4,6 +4,7 @@
 //! one of these types is valid; bytes from a network, a disk or a user become one only through a checked constructor
 //! (serde's `try_from` does the same on decoding).
 
+mod acl;
 mod attr;
 mod code;
 mod errno;
@@ -16,6 +17,7 @@ mod name;
 mod policy;
 mod ready_made;
 
+pub use acl::{ACL_ACCESS, ACL_DEFAULT, Acl, InvalidAcl};
 pub use attr::{Attr, DeviceNumber, FileKind, Timestamp};
 pub use code::{Area, Code, Failure};
 pub use errno::Errno;

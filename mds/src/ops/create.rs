@@ -3,6 +3,7 @@
 use burstfs_proto::mds::{Create, Created, LayoutOrigin, WantedLayout};
 use burstfs_types::{Errno, FileKind};
 
+use super::acl::{self, Inherited};
 use super::layout;
 use crate::namespace::{Directory, Namespace, OpError, Opened};
 use crate::record::{Body, Dentry, Inode, RegularFile};
@@ -14,8 +15,10 @@ pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created
     }
     let own = request.policy.map(|policy| WantedLayout { policy, origin: LayoutOrigin::Own });
     let file = layout::new_file(own.unwrap_or_else(|| parent.layout.inherited()), request.parent);
-    let mut inode = regular(ns, &parent, request.mode, (request.uid, request.gid), file);
+    let inherited = acl::inherit(ns, &parent, false, request.mode, request.umask)?;
+    let mut inode = regular(ns, &parent, &inherited, (request.uid, request.gid), file);
     let ino = ns.make_inode(&inode)?;
+    inherited.put(ns, ino);
     if let Body::Regular(file) = &mut inode.body {
         layout::choose_at_creation(ns, file, ino, request.near)?;
         ns.put_inode(ino, &inode);
@@ -30,11 +33,12 @@ pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created
 pub(super) fn regular(
     ns: &Namespace<'_>,
     parent: &Directory,
-    mode: u16,
+    inherited: &Inherited,
     (uid, gid): (u32, u32),
     file: RegularFile,
 ) -> Inode {
-    Inode::new(mode, uid, parent.group_for(gid), Body::Regular(file), ns.now)
+    let body = Body::Regular(file);
+    Inode::new(inherited.mode, uid, parent.group_for(gid), body, ns.now).with_xattrs(inherited.count())
 }
 
 fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Result<Created, OpError> {

@@ -3,6 +3,7 @@
 use burstfs_proto::mds::Mknod;
 use burstfs_types::{Attr, Errno, FileKind};
 
+use super::acl;
 use super::create::regular;
 use super::layout;
 use crate::namespace::{Namespace, OpError};
@@ -14,7 +15,11 @@ pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpE
         return Err(Errno::EEXIST.into());
     }
     let owner = (request.uid, request.gid);
-    let special = |body| Inode::new(request.mode, owner.0, parent.group_for(owner.1), body, ns.now);
+    let inherited = acl::inherit(ns, &parent, false, request.mode, request.umask)?;
+    let special = |body| {
+        let inode = Inode::new(inherited.mode, owner.0, parent.group_for(owner.1), body, ns.now);
+        inode.with_xattrs(inherited.count())
+    };
     let inode = match request.kind {
         FileKind::Fifo => special(Body::Fifo),
         FileKind::Socket => special(Body::Socket),
@@ -22,11 +27,12 @@ pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpE
         FileKind::Block(device) => special(Body::Block(device)),
         FileKind::Regular => {
             let file = layout::new_file(parent.layout.inherited(), request.parent);
-            regular(ns, &parent, request.mode, owner, file)
+            regular(ns, &parent, &inherited, owner, file)
         }
         FileKind::Directory | FileKind::Symlink => return Err(Errno::EPERM.into()),
     };
     let ino = ns.make_inode(&inode)?;
+    inherited.put(ns, ino);
     ns.add_entry(&mut parent, &request.name, ino, request.kind);
     ns.save_directory(parent);
     Ok(inode.attr(ino))

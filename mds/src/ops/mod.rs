@@ -6,6 +6,7 @@
 //! Where an operation concerns another MDT it stops with [`OpError::Several`], before it has written anything, and is run as a
 //! transaction (`crate::txn`).
 
+pub(crate) mod acl;
 mod close;
 mod create;
 mod get_attr;

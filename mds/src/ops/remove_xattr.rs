@@ -3,14 +3,15 @@
 use burstfs_proto::mds::RemoveXattr;
 use burstfs_types::Errno;
 
-use super::xattr_name;
+use super::{acl, xattr_name};
 use crate::namespace::{Namespace, OpError};
 
 pub(crate) fn remove_xattr(ns: &mut Namespace<'_>, request: &RemoveXattr) -> Result<(), OpError> {
     xattr_name::check(&request.name)?;
     let mut inode = ns.existing(request.ino)?;
     if inode.xattrs == 0 || ns.xattr(request.ino, &request.name)?.is_none() {
-        return Err(Errno::ENODATA.into());
+        // Of ACLs `removexattr(2)` wants only that there is none afterwards.
+        return if acl::is_acl(&request.name) { Ok(()) } else { Err(Errno::ENODATA.into()) };
     }
     inode.xattrs -= 1;
     inode.ctime = ns.now;

@@ -13,11 +13,7 @@ pub(crate) fn set_attr(ns: &mut Namespace<'_>, request: &SetAttr) -> Result<Attr
         SetTime::At(time) => Timestamp { secs: time.secs, nanos: time.nanos.min(999_999_999) },
     };
     new.mode = request.mode.map_or(new.mode, |mode| mode & 0o7777);
-    if request.ino == Ino::ROOT {
-        // What the root directory denies to group and others it denies for good: it is the door of a job's file system, and
-        // a user who copies a tree's modes onto it, or tries to open it, opens it to nobody.
-        new.mode &= old.mode | !0o077;
-    }
+    new.mode = with_closed_root(request.ino, old.mode, new.mode);
     new.uid = request.uid.unwrap_or(new.uid);
     new.gid = request.gid.unwrap_or(new.gid);
     new.atime = request.atime.map_or(new.atime, time);
@@ -30,6 +26,12 @@ pub(crate) fn set_attr(ns: &mut Namespace<'_>, request: &SetAttr) -> Result<Attr
         ns.put_inode(request.ino, &new);
     }
     Ok(new.attr(request.ino))
+}
+
+/// What the root directory denies to group and others it denies for good: it is the door of a job's file system, and a user who
+/// copies a tree's modes onto it, or tries to open it, opens it to nobody.
+pub(super) fn with_closed_root(ino: Ino, old: u16, new: u16) -> u16 {
+    if ino == Ino::ROOT { new & (old | !0o077) } else { new }
 }
 
 /// A chmod to the mode that is there is a change as well: it moves ctime.

@@ -3,7 +3,7 @@
 use burstfs_proto::mds::{SetXattr, XattrMode};
 use burstfs_types::{Errno, Ino, limits};
 
-use super::xattr_name;
+use super::{acl, xattr_name};
 use crate::namespace::{Namespace, OpError};
 
 /// Linux's `XATTR_LIST_MAX`: what `listxattr(2)` can return, each name with its NUL.
@@ -13,6 +13,9 @@ pub(crate) fn set_xattr(ns: &mut Namespace<'_>, request: &SetXattr) -> Result<()
     xattr_name::check(&request.name)?;
     if request.value.len() > limits::XATTR_VALUE_MAX_BYTES {
         return Err(Errno::E2BIG.into());
+    }
+    if acl::is_acl(&request.name) {
+        return acl::set(ns, request);
     }
     let mut inode = ns.existing(request.ino)?;
     xattr_name::check_kind(&request.name, inode.kind())?;
@@ -32,7 +35,8 @@ pub(crate) fn set_xattr(ns: &mut Namespace<'_>, request: &SetXattr) -> Result<()
     Ok(())
 }
 
-fn check_room(ns: &mut Namespace<'_>, ino: Ino, name_len: usize) -> Result<(), OpError> {
+/// Whether the inode may have one more attribute, with a name of so many bytes.
+pub(super) fn check_room(ns: &mut Namespace<'_>, ino: Ino, name_len: usize) -> Result<(), OpError> {
     let used: usize = ns.xattr_names(ino)?.iter().map(|name| name.len() + 1).sum();
     if used + name_len + 1 > NAMES_MAX_BYTES { Err(Errno::ENOSPC.into()) } else { Ok(()) }
 }

@@ -16,6 +16,7 @@ use burstfs_types::{Attr, Errno, FileKind, Ino, MdtIndex, Name};
 use super::coordinator::answer_of;
 use crate::mdt::{Mdt, errno_of};
 use crate::namespace::S_ISGID;
+use crate::ops::acl;
 use crate::ops::rename::check_replaceable;
 
 /// Deeper than any tree that can be made by naming paths from one directory to the next in a job's time.
@@ -69,8 +70,10 @@ impl Mdt {
         }
         let new = self.with_namespace(|ns| {
             let parent = ns.directory(it.parent)?;
-            let (mode, gid) = (it.mode | (parent.inode.mode & S_ISGID), parent.group_for(it.gid));
-            Ok(NewDirectory { mode, uid: it.uid, gid, parent: it.parent, layout: parent.layout.inherited() })
+            let inherited = acl::inherit(ns, &parent, true, it.mode, it.umask)?;
+            let (mode, gid) = (inherited.mode | (parent.inode.mode & S_ISGID), parent.group_for(it.gid));
+            let (layout, xattrs) = (parent.layout.inherited(), inherited.xattrs);
+            Ok(NewDirectory { mode, uid: it.uid, gid, parent: it.parent, layout, xattrs })
         });
         let new = new.map_err(|error| errno_of(&error))?;
         let mut plan = Plan::default();

@@ -75,7 +75,9 @@ pub(super) fn apply(ns: &mut Namespace<'_>, step: &Step, answered: Option<Named>
         Step::MakeDirectory(new) => {
             let inode = new_directory(ns, new);
             ns.fresh = answered.map(|named| named.ino);
-            ns.make_inode(&inode).map(drop)
+            let ino = ns.make_inode(&inode)?;
+            new.xattrs.iter().for_each(|(name, value)| ns.put_xattr(ino, name, value.clone()));
+            Ok(())
         }
         Step::RemoveDirectory { ino } => {
             let directory = ns.directory(*ino)?;
@@ -92,7 +94,8 @@ pub(super) fn apply(ns: &mut Namespace<'_>, step: &Step, answered: Option<Named>
 }
 
 fn new_directory(ns: &Namespace<'_>, new: &NewDirectory) -> Inode {
-    Inode::new(new.mode, new.uid, new.gid, Inode::directory(new.parent, new.layout), ns.now)
+    let body = Inode::directory(new.parent, new.layout);
+    Inode::new(new.mode, new.uid, new.gid, body, ns.now).with_xattrs(new.xattrs.len() as u32)
 }
 
 /// The file `ino` with another name.

@@ -219,9 +219,9 @@ impl Drop for Bench {
 
 pub fn create(parent: Ino, text: &str) -> Create {
     let near = OstIndex::new(0);
-    Create { parent, name: name(text), mode: 0o644, uid: 7, gid: 8, exclusive: false, near, policy: None }
+    Create { parent, name: name(text), mode: 0o644, umask: None, uid: 7, gid: 8, exclusive: false, near, policy: None }
 }
 
 pub fn mkdir(parent: Ino, text: &str) -> Mkdir {
-    Mkdir { parent, name: name(text), mode: 0o755, uid: 7, gid: 8 }
+    Mkdir { parent, name: name(text), mode: 0o755, umask: None, uid: 7, gid: 8 }
 }

@@ -9,19 +9,22 @@ use super::attr::AttrChange;
 use super::error::FsError;
 use super::{ClientFs, OpenFile};
 
-/// Who makes something: the new inode's owner and group.
+/// Who makes something: the new inode's owner and group, and what he denies to others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Credentials {
     /// User.
     pub uid: u32,
     /// Group; a set-group-id directory overrides it.
     pub gid: u32,
+    /// Permission bits that are not given, unless the directory has a default ACL, which then decides. `None`: the new inode's bits
+    /// are exactly those that are asked for, and it inherits no ACL.
+    pub umask: Option<u16>,
 }
 
 /// A regular file to make.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewFile {
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u16,
     /// Its owner.
     pub owner: Credentials,
@@ -38,7 +41,7 @@ pub struct NewFile {
 pub struct NewSpecial {
     /// `Fifo`, `Socket`, or `Regular` (without opening it).
     pub kind: FileKind,
-    /// Permission bits, umask applied.
+    /// Permission bits.
     pub mode: u16,
     /// Its owner.
     pub owner: Credentials,
@@ -77,6 +80,7 @@ impl ClientFs {
             parent,
             name: Name::new(name)?,
             mode: new.mode,
+            umask: new.owner.umask,
             uid: new.owner.uid,
             gid: new.owner.gid,
             exclusive: new.exclusive,
@@ -161,6 +165,7 @@ impl ClientFs {
             name: Name::new(name)?,
             kind: new.kind,
             mode: new.mode,
+            umask: new.owner.umask,
             uid: new.owner.uid,
             gid: new.owner.gid,
         };
@@ -169,7 +174,8 @@ impl ClientFs {
 
     /// `mkdir(2)`.
     pub async fn mkdir(&self, parent: Ino, name: &[u8], mode: u16, owner: Credentials) -> Result<Attr, FsError> {
-        let request = Mkdir { parent, name: Name::new(name)?, mode, uid: owner.uid, gid: owner.gid };
+        let Credentials { uid, gid, umask } = owner;
+        let request = Mkdir { parent, name: Name::new(name)?, mode, umask, uid, gid };
         self.targets.mds(parent.mdt(), request).await
     }
 

@@ -1,14 +1,15 @@
 //! Extended attributes.
 
 use burstfs_proto::Rpc;
-use burstfs_proto::mds::{GetXattr, ListXattr, RemoveXattr, SetXattr, XattrMode};
-use burstfs_types::{Errno, Ino, limits};
+use burstfs_proto::mds::{GetAttr, GetXattr, ListXattr, RemoveXattr, SetXattr, XattrMode};
+use burstfs_types::{ACL_ACCESS, ACL_DEFAULT, Errno, Ino, limits};
 
 use super::ClientFs;
 use super::error::FsError;
+use super::file::has_set_id;
 
-/// The name spaces that are stored. `system.*` is not among them: its names mean something to the kernel (ACLs) that
-/// nobody here would enforce.
+/// The name spaces that are stored. Of `system.*` only the ACLs are: its other names would mean something to the kernel that nobody
+/// here would enforce.
 const NAME_SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 /// The name space of what the file system itself says of an inode; see `super::layout`.
 const OWN_SPACE: &[u8] = b"burstfs.";
@@ -39,7 +40,22 @@ impl ClientFs {
             return Err(FsError::Unsupported { what: "a capability of a file on a nosuid mount" });
         }
         check_name(name)?;
-        let request = SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
+        let request = SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, kill_set_gid: false };
+        self.targets.mds(ino.mdt(), request).await
+    }
+
+    /// Sets who may use an inode (`system.posix_acl_access`). A set-group-id inode stays so only if `may_keep_set_gid` says that the
+    /// caller may have that of its group, whose number it is given.
+    pub async fn set_access_acl(
+        &self,
+        ino: Ino,
+        value: &[u8],
+        may_keep_set_gid: impl FnOnce(u32) -> bool + Send,
+    ) -> Result<(), FsError> {
+        let attr = self.targets.mds(ino.mdt(), GetAttr { ino }).await?;
+        let kill_set_gid = has_set_id(attr.mode) && !may_keep_set_gid(attr.gid);
+        let (name, mode) = (ACL_ACCESS.to_vec(), XattrMode::Any);
+        let request = SetXattr { ino, name, value: value.to_vec(), mode, kill_set_gid };
         self.targets.mds(ino.mdt(), request).await
     }
 
@@ -61,6 +77,9 @@ impl ClientFs {
 fn check_name(name: &[u8]) -> Result<(), FsError> {
     if name.len() > limits::XATTR_NAME_MAX_BYTES {
         return Err(FsError::Invalid { what: "the name of an extended attribute" });
+    }
+    if name == ACL_ACCESS || name == ACL_DEFAULT {
+        return Ok(());
     }
     let is_stored = NAME_SPACES.iter().any(|space| name.len() > space.len() && name.starts_with(space));
     if is_stored { Ok(()) } else { Err(FsError::Unsupported { what: "the extended attribute's name space" }) }

@@ -13,7 +13,7 @@ use burstfs_net::RpcError;
 use burstfs_proto::locks::{Lock, LockRange};
 use burstfs_proto::mds::XattrMode;
 use burstfs_proto::oss::SeekTarget;
-use burstfs_types::{Attr, Errno};
+use burstfs_types::{ACL_ACCESS, Attr, Errno};
 use bytes::Bytes;
 use fuser::{
     BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
@@ -25,6 +25,7 @@ use tokio::runtime::Handle as RuntimeHandle;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::callers::Caller;
 use super::convert::{self, BLOCK_BYTES, Blocks};
 use super::handles::{Handle, Handles};
 use super::passthrough::{Io, Passthrough, Table, Use, Wish};
@@ -60,6 +61,8 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
     .union(InitFlags::FUSE_FLOCK_LOCKS)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
 
 thread_local! {
@@ -240,8 +243,13 @@ fn done(reply: ReplyEmpty, (): ()) {
     reply.ok();
 }
 
+/// Who makes a symbolic link, for which no mask counts.
 fn owner(request: &Request) -> Credentials {
-    Credentials { uid: request.uid(), gid: request.gid() }
+    Credentials { uid: request.uid(), gid: request.gid(), umask: None }
+}
+
+fn owner_with(request: &Request, umask: u32) -> Credentials {
+    Credentials { umask: Some(convert::permissions(umask)), ..owner(request) }
 }
 
 /// Whether a change by this caller clears set-id bits, where fuser does not pass the kernel's word on: it does for all
@@ -328,11 +336,11 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (name, owner) = (convert::name(name), owner(request));
+        let (name, owner) = (convert::name(name), owner_with(request, umask));
         let Some(kind) = convert::special_kind(mode, rdev) else {
             return reply.error(fuser::Errno::EPERM);
         };
@@ -340,8 +348,8 @@ impl Filesystem for Adapter {
         self.answer(reply, |core| async move { core.fs.mknod(convert::ino(parent)?, &name, new).await }, entry);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (name, owner) = (convert::name(name), owner(request));
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (name, owner) = (convert::name(name), owner_with(request, umask));
         let mode = convert::permissions(mode);
         self.answer(reply, |core| async move { core.fs.mkdir(convert::ino(parent)?, &name, mode, owner).await }, entry);
     }
@@ -429,14 +437,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let name = convert::name(name);
         let new = NewFile {
             mode: convert::permissions(mode),
-            owner: owner(request),
+            owner: owner_with(request, umask),
             exclusive: flags & libc::O_EXCL != 0,
             truncate: flags & libc::O_TRUNC != 0,
             policy: None,
@@ -619,7 +627,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -634,6 +642,13 @@ impl Filesystem for Adapter {
             _ => return reply.error(fuser::Errno::EINVAL),
         };
         let (name, value) = (convert::name(name), value.to_vec());
+        if name == ACL_ACCESS {
+            let thread = request.pid();
+            let may_keep = move |gid| Caller::of(thread).may_keep_set_gid(gid);
+            let set =
+                |core: Arc<Core>| async move { core.fs.set_access_acl(convert::ino(ino)?, &value, may_keep).await };
+            return self.answer(reply, set, done);
+        }
         self.answer(reply, |core| async move { core.fs.setxattr(convert::ino(ino)?, &name, &value, mode).await }, done);
     }
 
@@ -646,10 +661,18 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let thread = request.pid();
         self.answer(
             reply,
-            |core| async move { core.fs.listxattr(convert::ino(ino)?).await },
+            |core| async move {
+                let mut names = core.fs.listxattr(convert::ino(ino)?).await?;
+                let is_trusted = |name: &Vec<u8>| name.starts_with(b"trusted.");
+                if names.iter().any(is_trusted) && !Caller::of(thread).sees_trusted() {
+                    names.retain(|name| !is_trusted(name));
+                }
+                Ok(names)
+            },
             move |reply, names: Vec<Vec<u8>>| {
                 let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
                 sized(reply, &list, size);

@@ -24,9 +24,11 @@
 //! all-empty `SETATTR` is one; truncation and change of owner imply it for ordinary users); it tells times before the
 //! epoch wrongly (`convert::timestamp`); it answers `INTERRUPT` with ENOSYS, so a caller that is killed while its
 //! request is under way goes when the answer comes, at the latest at the request's deadline; who waits for a lock is watched
-//! (`signals`); it does not say whether a lock is one of `flock`, so that these are locks of all bytes, as on NFS.
+//! (`signals`); it does not pass on whether an ACL's setter may keep set-group-id, which the caller's groups and capabilities tell
+//! (`callers`); it does not say whether a lock is one of `flock`, so that these are locks of all bytes, as on NFS.
 
 mod adapter;
+mod callers;
 mod convert;
 mod handles;
 mod passthrough;
