@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use burstfs_types::{Errno, Ino};
+use burstfs_types::{ACL_ACCESS, ACL_DEFAULT, Errno, Ino};
 use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -79,6 +79,8 @@ pub(crate) struct Drain<'a> {
     copy: &'a Copy,
     attempt: u32,
     dir: OwnedFd,
+    /// Whether what is made in the directory gets an ACL of it that is not the source's.
+    passes_acl_on: bool,
 }
 
 impl<'a> Drain<'a> {
@@ -90,7 +92,8 @@ impl<'a> Drain<'a> {
     ) -> Result<Drain<'a>, EntryError> {
         let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
             .map_err(EntryError::target("open the directory of"))?;
-        Ok(Drain { context, job, copy, attempt, dir })
+        let passes_acl_on = job.preserve.acl && pfs::has_xattr(dir.as_fd(), ACL_DEFAULT);
+        Ok(Drain { context, job, copy, attempt, dir, passes_acl_on })
     }
 
     /// Makes the renames durable.
@@ -244,6 +247,9 @@ impl<'a> Drain<'a> {
         let xattrs = self.xattrs(ino).await?;
         let wanted = self.context.identity.wanted(source, self.job.preserve);
         let mut not_kept = apply(target, &wanted, &xattrs)?;
+        if self.passes_acl_on {
+            not_kept.acl |= !drop_inherited(target, &xattrs)?;
+        }
         if self.job.preserve.times {
             pfs::set_times(target, source.atime, source.mtime).map_err(EntryError::target("set the times of"))?;
         }
@@ -457,7 +463,7 @@ pub(crate) fn is_wanted_xattr(job: &StageJob, name: &[u8]) -> bool {
 }
 
 pub(crate) fn is_acl(name: &[u8]) -> bool {
-    name.starts_with(b"system.posix_acl_")
+    name == ACL_ACCESS || name == ACL_DEFAULT
 }
 
 /// An instance inode's extended attributes.
@@ -495,6 +501,17 @@ pub(crate) fn apply(target: BorrowedFd<'_>, wanted: &Wanted, xattrs: &Xattrs) ->
     }
     not_kept.mode = !permitted(pfs::set_mode(target, mode), "set the mode of")?;
     Ok(not_kept)
+}
+
+/// Takes from what was made in a directory with a default ACL those ACLs that its source does not have. Whether it could be done.
+pub(crate) fn drop_inherited(target: BorrowedFd<'_>, xattrs: &Xattrs) -> Result<bool, EntryError> {
+    let mut is_done = true;
+    for acl in [ACL_ACCESS, ACL_DEFAULT] {
+        if !xattrs.iter().any(|(name, _)| name == acl) && pfs::has_xattr(target, acl) {
+            is_done &= permitted(pfs::remove_xattr(target, acl), "remove inherited attributes of")?;
+        }
+    }
+    Ok(is_done)
 }
 
 /// Whether it was done; what the file system does not permit or support is no error.

@@ -270,6 +270,11 @@ impl<'a> PageWork<'a> {
             wanted.mode = mode | 0o700;
         }
         let mut not_kept = drain::apply(target.as_fd(), &wanted, &xattrs)?.or(wanted.not_kept);
+        // Also one that was there: it may be of an earlier attempt, and its ACL then inherited. Where the drain goes to is the user's.
+        let is_copy = self.is_new || !self.dir.below.is_empty();
+        if is_copy && self.job.preserve.acl {
+            not_kept.acl |= !drain::drop_inherited(target.as_fd(), &xattrs)?;
+        }
         // Of a directory that was there the mode may be somebody else's to set; whether it could be is seen at the end.
         not_kept.mode = false;
         self.push_attributes(&meta, mode, not_kept);

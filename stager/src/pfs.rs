@@ -259,6 +259,16 @@ pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     Ok(value)
 }
 
+/// Whether there is an extended attribute. One that cannot be read counts as not there.
+pub(crate) fn has_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> bool {
+    fs::fgetxattr_query(fd, name).is_ok()
+}
+
+/// Removes an extended attribute.
+pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    Ok(fs::fremovexattr(fd, name)?)
+}
+
 /// Sets an extended attribute.
 pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
     Ok(fs::fsetxattr(fd, name, value, XattrFlags::empty())?)

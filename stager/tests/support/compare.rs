@@ -57,6 +57,7 @@ pub fn torture(root: &Path, many: usize) {
     write(&root.join("dir/tagged"), 7, 7);
     rustix::fs::setxattr(root.join("dir/tagged"), "user.colour", b"blue\0\xff", XattrFlags::empty()).unwrap();
     rustix::fs::setxattr(root.join("dir"), "user.colour", b"red", XattrFlags::empty()).unwrap();
+    acls(root);
     fs::set_permissions(root.join("dir/empty"), fs::Permissions::from_mode(0o1555)).unwrap();
     fs::set_permissions(root.join("dir"), fs::Permissions::from_mode(0o500)).unwrap();
     set_times(&root.join("dir/empty"), -5, 999_999_999);
@@ -64,6 +65,21 @@ pub fn torture(root: &Path, many: usize) {
     set_times(&root.join("many"), 88, 8);
     set_times(&root.join("deep"), 66, 6);
     set_times(root, 55, 5);
+}
+
+const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
+
+/// A file with an access ACL, a directory with both, which some of what is in it does not have.
+fn acls(root: &Path) {
+    let entry =
+        |tag: u16, bits: u16, id: u32| [&tag.to_le_bytes()[..], &bits.to_le_bytes(), &id.to_le_bytes()].concat();
+    let nobody = u32::MAX;
+    let entries =
+        [entry(1, 7, nobody), entry(2, 6, 1234), entry(4, 5, nobody), entry(16, 4, nobody), entry(32, 0, nobody)];
+    let acl = [&[2, 0, 0, 0][..], &entries.concat()].concat();
+    for (path, name) in [("dir/tagged", ACLS[0]), ("dir", ACLS[0]), ("dir", ACLS[1])] {
+        rustix::fs::setxattr(root.join(path), name, &acl, XattrFlags::empty()).unwrap();
+    }
 }
 
 fn sparse(path: &Path) {
@@ -147,6 +163,11 @@ fn entry(path: &Path, meta: &fs::Metadata) -> String {
         let mut value = [0; 100];
         if let Ok(len) = rustix::fs::lgetxattr(path, "user.colour", &mut value[..]) {
             text.push_str(&format!(" colour {:?}", &value[..len]));
+        }
+        for acl in ACLS {
+            if let Ok(len) = rustix::fs::lgetxattr(path, acl, &mut value[..]) {
+                text.push_str(&format!(" {acl} {:?}", &value[..len]));
+            }
         }
     }
     text

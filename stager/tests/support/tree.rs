@@ -100,6 +100,14 @@ impl LocalTree {
     }
 }
 
+/// What is staged in inherits no ACL.
+fn without_acls(path: &Path) {
+    for acl in ["system.posix_acl_access", "system.posix_acl_default"] {
+        // There may be none, and a file has no default one.
+        let _ = rustix::fs::removexattr(path, acl);
+    }
+}
+
 #[async_trait]
 impl InstanceTree for LocalTree {
     fn place(&self, ino: Ino, layout: Option<&Layout>) -> Option<NodeIndex> {
@@ -155,6 +163,7 @@ impl InstanceTree for LocalTree {
     async fn mkdir(&self, dir: Ino, name: &Name, mode: u16) -> Result<Ino, Errno> {
         let path = self.child(dir, name)?;
         fs::create_dir(&path).map_err(errno)?;
+        without_acls(&path);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode.into())).map_err(errno)?;
         Ok(self.learn(path)?.ino)
     }
@@ -185,6 +194,7 @@ impl InstanceTree for LocalTree {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true).mode(0o600).custom_flags(libc_nofollow());
         let file = options.open(&path).map_err(errno)?;
+        without_acls(&path);
         file.set_permissions(fs::Permissions::from_mode(mode.into())).map_err(errno)?;
         let attr = self.learn(path)?;
         Ok(self.opened(file, attr))

@@ -19,6 +19,7 @@ truncate -s 100M odd/sparse; for at in 1 40 99; do head -c 5000 /dev/urandom | d
 truncate -s 5M odd/hole
 for n in $(seq 1500); do echo $n > many/file-$n; done
 d=deep; for n in $(seq 30); do d=$d/directory-of-a-long-name-$n; done; mkdir -p $d; echo bottom > $d/file
+setfacl -m u:1234:rw,g:77:r dir/len-4097; setfacl -m u:1234:rx,d:u:1234:rwx,d:o::- dir; setfacl -m u:1234:x links/sub
 chmod 6755 links/a; chmod 1555 dir/empty; chmod 2750 many
 touch -h -d '1969-12-31 23:59:58.123456789 UTC' odd/dangling dir/len-4095
 touch -d '2039-01-01 00:00:00.000000001 UTC' dir/len-4096 deep
@@ -29,7 +30,7 @@ chmod 500 dir; touch -d '1999-01-01' dir
 /// Differences of two trees of `/pfs`, as rsync finds them, contents compared; all extended attributes, and the holes.
 fn differences(s: &Scenario<'_>, a: &str, b: &str) -> Result<String> {
     let script = format!(
-        "rsync -aHXSni --checksum --delete {a}/ {b}/\n\
+        "rsync -aAHXSni --checksum --delete {a}/ {b}/\n\
          for d in {a} {b}; do (cd $d && getfattr -Rhd --absolute-names . 2>/dev/null | md5sum); done | uniq -u\n\
          [ $(stat -c %b {b}/odd/sparse) -lt 1000 ] && [ $(stat -c %b {b}/odd/hole) -lt 100 ] || echo no holes"
     );
