@@ -22,9 +22,10 @@ use crate::auth::{Identity, Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::RegionPool;
+use crate::reply_once::{Answer, ReplyOnce, ReplyPath};
 use crate::transport::{
-    Admission, ClientBulk, Exchange, Inbound, Incoming, Link, Listener, Lost, LostCause, Outcome, Reply, Request,
-    ServerLink, Transport, put_at,
+    Admission, ClientBulk, Exchange, Inbound, Incoming, Link, Listener, Lost, LostCause, Outcome, Refused, Reply,
+    Request, ServerLink, Transport, put_at,
 };
 
 const CLIENT_PORT: u16 = 1;
@@ -242,7 +243,7 @@ impl ServerLink for InProcessServerLink {
             return Ok(None);
         };
         let (xid, oldest, opcode, body) = (request.xid, request.oldest, request.opcode, request.body.clone());
-        let exchange = InProcessExchange { flight: Some(flight), put_len: 0, _place: place };
+        let exchange = InProcessExchange { reply: ReplyOnce::new(xid, opcode, flight), put_len: 0, _place: place };
         Ok(Some(Inbound { xid, oldest, opcode, body, exchange: Box::new(exchange) }))
     }
 
@@ -258,54 +259,56 @@ impl Drop for InProcessServerLink {
 }
 
 struct InProcessExchange {
-    /// Gone once it is answered.
-    flight: Option<Flight>,
+    reply: ReplyOnce<Flight>,
     put_len: usize,
     _place: OwnedSemaphorePermit,
 }
 
 impl InProcessExchange {
     fn source_bytes(&self) -> &[u8] {
-        match self.flight.as_ref().and_then(|flight| flight.inner.as_ref()) {
+        match self.reply.path().and_then(|flight| flight.inner.as_ref()) {
             Some((Request { bulk: ClientBulk::Source(source), .. }, _)) => source,
             _ => &[],
         }
     }
 
     fn sink_bytes(&mut self) -> &mut [u8] {
-        match self.flight.as_mut().and_then(|flight| flight.inner.as_mut()) {
+        match self.reply.path_mut().and_then(|flight| flight.inner.as_mut()) {
             Some((Request { bulk: ClientBulk::Sink(region), .. }, _)) => region,
             _ => &mut [],
         }
     }
 }
 
+impl ReplyPath for Flight {
+    /// Bytes that are in the sink.
+    type Put = usize;
+
+    fn send(self, answer: Answer, put_len: usize) {
+        // The bytes are the client's own: they cannot be damaged on their way.
+        let errno = |refused| match refused {
+            Refused::Errno(errno) => errno,
+            Refused::Damaged { .. } => Errno::EIO,
+        };
+        self.answer(answer.result.map_err(errno), put_len);
+    }
+}
+
 impl Exchange for InProcessExchange {
-    fn reply(mut self: Box<Self>, result: Result<Vec<u8>, Errno>) {
-        if let Some(flight) = self.flight.take() {
-            flight.answer(result.map(Bytes::from), self.put_len);
-        }
+    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>) {
+        self.reply.send(result, self.put_len);
     }
 
-    /// Never called: the bytes are the client's own.
-    fn damaged(mut self: Box<Self>, _actual: u32) {
-        self.flight = None;
+    fn damaged(self: Box<Self>, actual: u32) {
+        self.reply.damaged(actual);
     }
 
-    fn discard(mut self: Box<Self>) {
-        self.flight = None;
+    fn discard(self: Box<Self>) {
+        self.reply.discard();
     }
 
     fn bulk(&mut self) -> &mut dyn Bulk {
         self
-    }
-}
-
-impl Drop for InProcessExchange {
-    fn drop(&mut self) {
-        if let Some(flight) = self.flight.take() {
-            flight.answer(Err(Errno::EIO), 0);
-        }
     }
 }
 
@@ -316,7 +319,7 @@ impl Bulk for InProcessExchange {
     }
 
     fn sink_len(&self) -> usize {
-        match self.flight.as_ref().and_then(|flight| flight.inner.as_ref()) {
+        match self.reply.path().and_then(|flight| flight.inner.as_ref()) {
             Some((request, _)) => request.bulk.sink_len(),
             None => 0,
         }

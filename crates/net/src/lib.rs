@@ -33,6 +33,7 @@ mod network;
 mod rdma;
 mod region;
 pub mod rendezvous;
+mod reply_once;
 mod resends;
 #[cfg(feature = "rdma")]
 pub mod selftest;

@@ -8,11 +8,11 @@ use async_trait::async_trait;
 use burstfs_proto::frame::{Header, Kind};
 use burstfs_proto::hello::Refusal;
 use burstfs_proto::service::{Bulk, BulkError, in_bounds};
-use burstfs_types::{Errno, Xid, limits};
+use burstfs_types::{Errno, limits};
 use burstfs_verbs::{Block, ConnectionId, Event, Remote};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use super::connection::{Cause, Outgoing, Returned, Role, Wire};
 use super::handshake::{self, Events};
@@ -22,7 +22,8 @@ use crate::auth::{Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
-use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, Refused, ServerLink, put_at};
+use crate::reply_once::{Answer, ReplyOnce, ReplyPath};
+use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
 
 /// A listening identifier.
 pub(super) struct RdmaListener {
@@ -168,14 +169,13 @@ impl RdmaServerLink {
         let exchange = RdmaExchange {
             bytes: self.bytes.clone(),
             pool: self.pool.clone(),
-            window,
             carried: bulk,
             crc: header.bulk_crc,
             source_len,
             sink_len,
             memory: Region::default(),
             put_len: 0,
-            reply: Some(ReplyPath { wire: self.wire.clone(), xid, opcode, held: vec![place] }),
+            reply: ReplyOnce::new(xid, opcode, Back { wire: self.wire.clone(), window, held: vec![place] }),
         };
         Ok(Inbound { xid, oldest: oldest(&header), opcode, body, exchange: Box::new(exchange) })
     }
@@ -185,7 +185,6 @@ impl RdmaServerLink {
 struct RdmaExchange {
     bytes: Arc<Semaphore>,
     pool: RegionPool,
-    window: Option<Remote>,
     /// The source, where it came with the request.
     carried: Bytes,
     /// Of the source, by the client.
@@ -194,38 +193,23 @@ struct RdmaExchange {
     sink_len: usize,
     memory: Region,
     put_len: usize,
-    reply: Option<ReplyPath>,
+    reply: ReplyOnce<Back>,
 }
 
-struct ReplyPath {
+/// A reply's way back: the connection, the window on the client's memory, and what is let go of when the reply is away.
+struct Back {
     wire: Arc<Wire>,
-    xid: Xid,
-    opcode: u16,
+    window: Option<Remote>,
     held: Vec<OwnedSemaphorePermit>,
 }
 
-impl ReplyPath {
-    fn send(self, result: Result<Vec<u8>, Refused>, mut put: Region, window: Option<Remote>) {
-        let ((status, told), body) = match self.checked(result) {
-            Ok(body) => ((0, 0), Bytes::from(body)),
-            Err(refused) => {
-                put.truncate(0);
-                (refused.on_wire(), Bytes::new())
-            }
-        };
-        let len = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        let header = Header {
-            xid: self.xid,
-            opcode: self.opcode,
-            kind: Kind::Reply,
-            status,
-            body_len: len(body.len()),
-            bulk_len: len(put.len()),
-            bulk_space: 0,
-            bulk_crc: if put.is_empty() { told } else { crc32c::crc32c(&put) },
-        };
+impl ReplyPath for Back {
+    type Put = Region;
+
+    fn send(self, answer: Answer, put: Region) {
+        let header = answer.header(&put);
         let (mut flags, mut write, mut carried) = (0, None, Carried::Nothing);
-        match window {
+        match self.window {
             Some(window) if put.len() > CARRIED_MAX_BYTES => {
                 flags = WRITTEN;
                 write = Some((put, window));
@@ -233,20 +217,10 @@ impl ReplyPath {
             _ if !put.is_empty() => carried = Carried::Region(put),
             _ => {}
         }
-        let text = Text::new(&header, body, carried);
+        let text = Text::new(&header, answer.into_body(), carried);
         let outgoing = Outgoing { kind: wire::Kind::Message, flags, text, lend: None, write, held: self.held };
         // On a connection that is over nobody waits.
         let _ = self.wire.push(outgoing);
-    }
-
-    /// A reply that no client would accept is a bug of the service; its client gets an error instead of no connection.
-    fn checked(&self, result: Result<Vec<u8>, Refused>) -> Result<Vec<u8>, Refused> {
-        let body = result?;
-        if body.len() > limits::RPC_BODY_MAX_BYTES {
-            error!(xid = %self.xid, opcode = self.opcode, bytes = body.len(), "a service's reply is over the limit");
-            return Err(Refused::Errno(Errno::EIO));
-        }
-        Ok(body)
     }
 }
 
@@ -258,19 +232,19 @@ impl RdmaExchange {
         let permits = u32::try_from(len).unwrap_or(u32::MAX);
         let permit = self.bytes.clone().acquire_many_owned(permits).await.map_err(|_| lost)?;
         self.memory = self.pool.region(len).await.map_err(|_| lost)?;
-        if let Some(reply) = &mut self.reply {
-            reply.held.push(permit);
+        if let Some(back) = self.reply.path_mut() {
+            back.held.push(permit);
         }
         Ok(())
     }
 
     async fn get_source(&mut self) -> Result<(), BulkError> {
-        let (Some(window), Some(reply)) = (self.window, &self.reply) else {
+        let Some((wire, window)) = self.reply.path().and_then(|back| Some((&back.wire, back.window?))) else {
             self.memory.copy_from_slice(&self.carried);
             return Ok(());
         };
         let block = self.memory.take_block().ok_or(BulkError::Disconnected)?;
-        let block = reply.wire.read(block, self.source_len, window).await.map_err(|_| BulkError::Disconnected)?;
+        let block = wire.read(block, self.source_len, window).await.map_err(|_| BulkError::Disconnected)?;
         self.memory.put_block(block);
         Ok(())
     }
@@ -291,34 +265,23 @@ impl Exchange for RdmaExchange {
         if expected == actual { Ok(()) } else { Err(BulkError::Damaged { expected, actual }) }
     }
 
-    fn damaged(mut self: Box<Self>, actual: u32) {
-        if let Some(reply) = self.reply.take() {
-            reply.send(Err(Refused::Damaged { actual }), Region::default(), None);
-        }
+    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>) {
+        let RdmaExchange { sink_len, memory, put_len, reply, .. } = *self;
+        let mut put = if sink_len > 0 { memory } else { Region::default() };
+        put.truncate(put_len);
+        reply.send(result, put);
     }
 
-    fn reply(mut self: Box<Self>, result: Result<Vec<u8>, Errno>) {
-        let mut put = if self.sink_len > 0 { std::mem::take(&mut self.memory) } else { Region::default() };
-        put.truncate(self.put_len);
-        if let Some(reply) = self.reply.take() {
-            reply.send(result.map_err(Refused::Errno), put, self.window);
-        }
+    fn damaged(self: Box<Self>, actual: u32) {
+        self.reply.damaged(actual);
     }
 
-    fn discard(mut self: Box<Self>) {
-        self.reply = None;
+    fn discard(self: Box<Self>) {
+        self.reply.discard();
     }
 
     fn bulk(&mut self) -> &mut dyn Bulk {
         self
-    }
-}
-
-impl Drop for RdmaExchange {
-    fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
-            reply.send(Err(Refused::Errno(Errno::EIO)), Region::default(), None);
-        }
     }
 }
 

@@ -9,10 +9,9 @@ use burstfs_proto::frame::{Header, Kind};
 use burstfs_proto::hello::Refusal;
 use burstfs_proto::service::{Bulk, BulkError, in_bounds};
 use burstfs_types::{Errno, Xid, limits};
-use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use super::prepare;
 use super::queue::{Frame, Payload, Queue};
@@ -21,7 +20,8 @@ use crate::auth::{Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
-use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, Refused, ServerLink, put_at};
+use crate::reply_once::{Answer, ReplyOnce, ReplyPath};
+use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
 
 /// A listening socket.
 pub(super) struct TcpAccept {
@@ -138,9 +138,9 @@ impl TcpServerLink {
         let mut held = vec![place];
         let mut memory = self.memory(source_len.max(sink_len), &mut held).await?;
         let crc = if source_len > 0 { self.incoming.bulk(&mut memory).await? } else { header.bulk_crc };
-        let reply = ReplyPath { queue: self.queue.clone(), xid, opcode, held };
+        let reply = ReplyOnce::new(xid, opcode, Back { queue: self.queue.clone(), held });
         let crcs = (header.bulk_crc, crc);
-        let exchange = TcpExchange { memory, is_source: source_len > 0, crcs, put_len: 0, reply: Some(reply) };
+        let exchange = TcpExchange { memory, is_source: source_len > 0, crcs, put_len: 0, reply };
         let oldest = Xid(xid.0.saturating_sub(u64::from(header.status)));
         Ok(Inbound { xid, oldest, opcode, body, exchange: Box::new(exchange) })
     }
@@ -164,48 +164,22 @@ struct TcpExchange {
     /// Of what came with it: by the client, and by the bytes.
     crcs: (u32, u32),
     put_len: usize,
-    reply: Option<ReplyPath>,
+    reply: ReplyOnce<Back>,
 }
 
-struct ReplyPath {
+/// A reply's way back: the connection's queue, and what it lets go of when the reply is away.
+struct Back {
     queue: Arc<Queue>,
-    xid: Xid,
-    opcode: u16,
     held: Vec<OwnedSemaphorePermit>,
 }
 
-impl ReplyPath {
-    fn send(self, result: Result<Vec<u8>, Refused>, mut put: Region) {
-        let ((status, told), body) = match self.checked(result) {
-            Ok(body) => ((0, 0), Bytes::from(body)),
-            Err(refused) => {
-                put.truncate(0);
-                (refused.on_wire(), Bytes::new())
-            }
-        };
-        let bulk = if put.is_empty() { Payload::None } else { Payload::Region(put) };
-        let bulk_crc = if bulk.bytes().is_empty() { told } else { crc32c::crc32c(bulk.bytes()) };
-        let header = Header {
-            xid: self.xid,
-            opcode: self.opcode,
-            kind: Kind::Reply,
-            status,
-            body_len: wire_len(body.len()),
-            bulk_len: wire_len(bulk.bytes().len()),
-            bulk_space: 0,
-            bulk_crc,
-        };
-        self.queue.push(Frame::new(&header, body, bulk, self.held));
-    }
+impl ReplyPath for Back {
+    type Put = Region;
 
-    /// A reply that no client would accept is a bug of the service; its client gets an error instead of no connection.
-    fn checked(&self, result: Result<Vec<u8>, Refused>) -> Result<Vec<u8>, Refused> {
-        let body = result?;
-        if body.len() > limits::RPC_BODY_MAX_BYTES {
-            error!(xid = %self.xid, opcode = self.opcode, bytes = body.len(), "a service's reply is over the limit");
-            return Err(Refused::Errno(Errno::EIO));
-        }
-        Ok(body)
+    fn send(self, answer: Answer, put: Region) {
+        let bulk = if put.is_empty() { Payload::None } else { Payload::Region(put) };
+        let header = answer.header(bulk.bytes());
+        self.queue.push(Frame::new(&header, answer.into_body(), bulk, self.held));
     }
 }
 
@@ -216,34 +190,23 @@ impl Exchange for TcpExchange {
         if expected == actual { Ok(()) } else { Err(BulkError::Damaged { expected, actual }) }
     }
 
-    fn damaged(mut self: Box<Self>, actual: u32) {
-        if let Some(reply) = self.reply.take() {
-            reply.send(Err(Refused::Damaged { actual }), Region::default());
-        }
+    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>) {
+        let TcpExchange { memory, is_source, put_len, reply, .. } = *self;
+        let mut put = if is_source { Region::default() } else { memory };
+        put.truncate(put_len);
+        reply.send(result, put);
     }
 
-    fn reply(mut self: Box<Self>, result: Result<Vec<u8>, Errno>) {
-        let mut put = if self.is_source { Region::default() } else { std::mem::take(&mut self.memory) };
-        put.truncate(self.put_len);
-        if let Some(reply) = self.reply.take() {
-            reply.send(result.map_err(Refused::Errno), put);
-        }
+    fn damaged(self: Box<Self>, actual: u32) {
+        self.reply.damaged(actual);
     }
 
-    fn discard(mut self: Box<Self>) {
-        self.reply = None;
+    fn discard(self: Box<Self>) {
+        self.reply.discard();
     }
 
     fn bulk(&mut self) -> &mut dyn Bulk {
         self
-    }
-}
-
-impl Drop for TcpExchange {
-    fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
-            reply.send(Err(Refused::Errno(Errno::EIO)), Region::default());
-        }
     }
 }
 
