@@ -291,7 +291,8 @@ impl Shared {
     async fn run(self: Arc<Self>, peer: Peer, requests: Arc<Requests>, inbound: Inbound) {
         let Inbound { xid, oldest, opcode, body, mut exchange } = inbound;
         let Some(running) = requests.start(xid, oldest).await else {
-            return exchange.discard();
+            // Its caller does not wait any more. Its link does: what the request lent comes back with the reply.
+            return exchange.reply(Err(Errno::EINTR));
         };
         match exchange.prepare().await {
             Ok(()) => {}

@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use burstfs_net::testing::Realm;
 use burstfs_net::{
-    AuthError, ChannelLimits, ClientBulk, Deadline, Identity, InProcess, ProtocolError, RpcError, ServerLimits,
-    Transport, Waiting,
+    AuthError, ChannelLimits, ClientBulk, Deadline, Identity, InProcess, ProtocolError, Request, RpcError,
+    ServerLimits, Ticket, Transport, Waiting,
 };
 use burstfs_proto::hello::{Refusal, Role};
+use burstfs_proto::{Rpc, encode};
 use burstfs_types::{Errno, InstanceId, Xid, limits};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use support::*;
+use tokio::sync::oneshot;
 
 macro_rules! conformance {
     ($($test:ident)*) => {
@@ -56,6 +58,7 @@ conformance! {
     a_deadline_ends_the_wait
     a_request_is_resent_under_its_xid_and_runs_beside_no_other
     a_given_up_request_does_not_run_again
+    what_is_given_up_before_it_arrives_is_answered_and_not_run
     a_server_that_restarts_on_its_port_is_found_again
     a_server_that_starts_late_is_waited_for
     a_full_channel_makes_callers_wait
@@ -235,6 +238,27 @@ async fn a_given_up_request_does_not_run_again(transport: Any) {
     world.service.open(1);
     assert_eq!(channel.call(&Echo { bytes: vec![2] }, soon()).await.unwrap(), [2]);
     assert_eq!(world.service.runs_of(1).len(), 1);
+    world.end().await;
+}
+
+async fn what_is_given_up_before_it_arrives_is_answered_and_not_run(transport: Any) {
+    let world = World::new(transport).await;
+    let link = world.transport.connect(world.address, &world.identity(1)).await.unwrap();
+    let submit = |xid, bulk| {
+        let (done, outcome) = oneshot::channel();
+        let body = encode(&Echo { bytes: vec![] }).into();
+        let request =
+            Request { xid: Xid(xid), oldest: Xid(xid), opcode: Echo::OPCODE, body, bulk, ticket: Ticket::default() };
+        link.submit(request, done);
+        within("an answer", outcome)
+    };
+    assert!(submit(6, ClientBulk::None).await.unwrap().unwrap().result.is_ok());
+    // It was given up when the other one was sent, and has been overtaken: the memory that it lent must come back.
+    let sink = world.transport.regions().region(100_000).await.unwrap();
+    let late = submit(5, ClientBulk::Sink(sink)).await.unwrap().unwrap();
+    assert_eq!(late.result, Err(Errno::EINTR));
+    assert_eq!(*world.service.log.lock().unwrap(), [Xid(6)]);
+    drop((late, link));
     world.end().await;
 }
 
