@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burstfs_client::fs::{
     AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, OpenFile, WriteData,
 };
+use burstfs_net::Source;
 use burstfs_proto::oss::{AllocateMode, SeekTarget};
 use burstfs_types::{Errno, FileKind, Ino, LayoutPolicy, StripePattern, limits};
-use bytes::Bytes;
+
 use proptest::prelude::*;
 use support::bytes::{Model, STRIPE, position, range};
 use support::cluster::Cluster;
@@ -57,7 +58,7 @@ fn policy() -> impl Strategy<Value = LayoutPolicy> {
 async fn apply(fs: &ClientFs, file: &OpenFile, model: &mut Model, op: &Op) -> Result<(), FsError> {
     match *op {
         Op::Write { offset, len, fill, is_shared } => {
-            let data = Bytes::from(vec![fill; len]);
+            let data = Source::from(vec![fill; len]);
             let data = if is_shared { WriteData::Shared(&data) } else { WriteData::Lent(&data) };
             fs.write(file, offset, data, false).await?;
             model.put(offset, len as u64, fill);

@@ -1,31 +1,47 @@
-//! Prints latency and throughput of calls over TCP on the loopback and in process. Figures for a person to look at.
+//! What calls cost over each transport, and what the bare socket below costs: the part of `make bench-net` that measures.
 //!
-//! `cargo run --release -p burstfs-net --features testing --example speed`
+//! `speed ADDRESS RUNS KIND...`, each kind one of `rdma` (the device that serves the address), `tcp`, `socket` and `inproc`. The kinds
+//! take turns, RUNS times. Each figure is a line `KIND.NAME VALUE`; both ends are in this process, so that its CPU time is that of both.
 
+use std::env;
 use std::error::Error;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use burstfs_net::testing::Realm;
 use burstfs_net::{
-    Channel, ChannelLimits, Client, Deadline, Handler, Identity, InProcess, Peer, ServerConfig, ServerLimits, Tcp,
-    TcpConfig, Transport, XidSource, serve,
+    Channel, ChannelLimits, Client, ClientBulk, Deadline, Handler, Identity, InProcess, Peer, ServerConfig,
+    ServerLimits, Tcp, TcpConfig, Transport, XidSource, serve,
 };
 use burstfs_proto::hello::Role;
-use burstfs_proto::mds::GetAttr;
-use burstfs_proto::oss::{Read, ReadDone, Write, WriteDone};
 use burstfs_proto::service::{Bulk, Caller};
-use burstfs_proto::{Rpc, encode};
-use burstfs_types::{Attr, ClientId, Errno, FileKind, Ino, InstanceId, NodeIndex, ObjectId, StripeIndex, Timestamp};
+use burstfs_types::{ClientId, Errno, InstanceId, NodeIndex};
 use futures_util::future::try_join_all;
 
-const MIB: usize = 1 << 20;
-const SMALL_CALLS: usize = 20_000;
-const BULK_CALLS: usize = 2_000;
-const AT_ONCE: usize = 16;
-const OBJECT: ObjectId = ObjectId { ino: Ino::ROOT, stripe: StripeIndex::new(0) };
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+const MIB: usize = 1 << 20;
+const POOL_BYTES: usize = 64 * MIB;
+/// Bulk lengths.
+const SIZES: [(usize, &str); 3] = [(4 << 10, "4k"), (64 << 10, "64k"), (MIB, "1m")];
+/// Requests at once, where there are many.
+const DEPTH: usize = 32;
+/// How long each figure is measured for, about.
+const TIME: Duration = Duration::from_millis(700);
+/// How long nothing is done, to see what it costs.
+const IDLE: Duration = Duration::from_secs(2);
+/// The bare socket's reads and writes.
+const CHUNK: usize = 256 << 10;
+
+const EMPTY: u16 = 0x7f01;
+const KEEP: u16 = 0x7f02;
+const FILL: u16 = 0x7f03;
+
+/// Does nothing but what the bytes themselves need.
 struct Nothing;
 
 #[async_trait]
@@ -37,111 +53,213 @@ impl Handler for Nothing {
         opcode: u16,
         _body: &[u8],
         bulk: &mut dyn Bulk,
-    ) -> Result<Vec<u8>, Errno> {
+    ) -> std::result::Result<Vec<u8>, Errno> {
         match opcode {
-            GetAttr::OPCODE => Ok(encode(&attr())),
-            Write::OPCODE => Ok(encode(&WriteDone { size: bulk.source_len() as u64 })),
-            Read::OPCODE => {
+            EMPTY | KEEP => Ok(Vec::new()),
+            FILL => {
                 let len = bulk.sink_len();
                 bulk.set_put_len(len);
-                Ok(encode(&ReadDone { len: 0 }))
+                Ok(Vec::new())
             }
             _ => Err(Errno::ENOSYS),
         }
     }
 }
 
-fn attr() -> Attr {
-    let time = Timestamp { secs: 1_700_000_000, nanos: 1 };
-    Attr {
-        ino: Ino::ROOT,
-        kind: FileKind::Directory,
-        mode: 0o700,
-        nlink: 2,
-        uid: 1000,
-        gid: 1000,
-        size: 0,
-        blocks: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        layout: None,
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let [address, runs, kinds @ ..] = arguments.as_slice() else {
+        return Err("speed ADDRESS RUNS rdma|tcp|socket|inproc...".into());
+    };
+    let (address, runs): (IpAddr, u32) = (address.parse()?, runs.parse()?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    for _ in 0..runs {
+        for kind in kinds {
+            match kind.as_str() {
+                "socket" => socket(address)?,
+                _ => runtime.block_on(calls(kind, transport(kind, address)?, address))?,
+            }
+        }
     }
+    Ok(())
+}
+
+fn transport(kind: &str, address: IpAddr) -> Result<Arc<dyn Transport>> {
+    match kind {
+        "tcp" => Ok(Arc::new(Tcp::new(TcpConfig { client_pool_bytes: POOL_BYTES, server_pool_bytes: POOL_BYTES }))),
+        "inproc" => Ok(Arc::new(InProcess::new(POOL_BYTES))),
+        "rdma" => rdma(address),
+        _ => Err(format!("{kind}: rdma, tcp, socket or inproc").into()),
+    }
+}
+
+#[cfg(feature = "rdma")]
+fn rdma(address: IpAddr) -> Result<Arc<dyn Transport>> {
+    let config = burstfs_net::RdmaConfig { client_pool_bytes: POOL_BYTES, server_pool_bytes: POOL_BYTES };
+    Ok(Arc::new(burstfs_net::Rdma::open(address, config)?))
+}
+
+#[cfg(not(feature = "rdma"))]
+fn rdma(_address: IpAddr) -> Result<Arc<dyn Transport>> {
+    Err("this was built without RDMA".into())
+}
+
+fn figure(kind: &str, name: &str, value: f64) {
+    println!("{kind}.{name} {value:.3}");
+}
+
+/// Processor time of this process.
+fn cpu_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or(0))
+}
+
+/// One end that calls, and one that answers.
+struct Pair {
+    client: Client,
+    channel: Channel,
 }
 
 fn deadline() -> Deadline {
     Deadline::after(Duration::from_secs(60))
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let tcp = TcpConfig { client_pool_bytes: 64 * MIB, server_pool_bytes: 64 * MIB };
-    measure(Arc::new(Tcp::new(tcp))).await?;
-    measure(Arc::new(InProcess::new(64 * MIB))).await
+impl Pair {
+    async fn empty(&self) -> Result<()> {
+        self.channel.exchange(EMPTY, Vec::new(), ClientBulk::None, deadline()).await?;
+        Ok(())
+    }
+
+    /// The server gets the bytes.
+    async fn keep(&self, len: usize) -> Result<()> {
+        let region = self.client.region(len).await?;
+        self.channel.exchange(KEEP, Vec::new(), ClientBulk::Source(region.into()), deadline()).await?;
+        Ok(())
+    }
+
+    /// The server puts the bytes.
+    async fn fill(&self, len: usize) -> Result<()> {
+        let region = self.client.region(len).await?;
+        self.channel.exchange(FILL, Vec::new(), ClientBulk::Sink(region), deadline()).await?;
+        Ok(())
+    }
 }
 
-async fn measure(transport: Arc<dyn Transport>) -> Result<(), Box<dyn Error>> {
+async fn calls(kind: &str, transport: Arc<dyn Transport>, address: IpAddr) -> Result<()> {
     let instance = InstanceId::new("speed", 1, 0)?;
     let (realm, uid) = (Realm::new(), 1000);
-    let listener = transport.bind(([127, 0, 0, 1], 0).into()).await?;
+    let listener = transport.bind(SocketAddr::new(address, 0)).await?;
     let limits = ServerLimits::default();
     let config = ServerConfig { instance: instance.clone(), uid, auth: realm.member(uid), limits };
     let server = serve(listener, config, Arc::new(Nothing));
     let id = ClientId { node: NodeIndex::new(0), incarnation: 1 };
     let identity = Identity { instance, uid, role: Role::Node(id), auth: realm.member(uid) };
-    let client = Client::new(transport.clone(), identity, XidSource::new(id), ChannelLimits::default());
+    let client = Client::new(transport, identity, XidSource::new(id), ChannelLimits::default());
     let channel = client.connect_once(server.address(), deadline()).await?;
-    let name = transport.name();
-
-    let mut times = Vec::with_capacity(SMALL_CALLS);
-    for _ in 0..SMALL_CALLS {
-        let start = Instant::now();
-        channel.call(&GetAttr { ino: Ino::ROOT }, deadline()).await?;
-        times.push(start.elapsed());
+    let pair = Pair { client, channel };
+    small_calls(kind, &pair).await?;
+    for (len, name) in SIZES {
+        let rate = rate(DEPTH, || pair.keep(len)).await?.per_second * len as f64 / MIB as f64;
+        figure(kind, &format!("write_{name}"), rate);
+        let rate = self::rate(DEPTH, || pair.fill(len)).await?.per_second * len as f64 / MIB as f64;
+        figure(kind, &format!("read_{name}"), rate);
     }
-    times.sort();
-    let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
-    println!("{name}: small call, one at a time: median {:?}, 99 % {:?}", at(50), at(99));
-
-    let per_second = rate(SMALL_CALLS, || get_attr(&channel));
-    println!("{name}: small calls, {AT_ONCE} at once: {:.0}/s", per_second.await?);
-    let per_second = rate(BULK_CALLS, || write(&client, &channel)).await?;
-    println!("{name}: 1 MiB writes, {AT_ONCE} at once: {:.0} MiB/s", per_second);
-    let per_second = rate(BULK_CALLS, || read(&client, &channel)).await?;
-    println!("{name}: 1 MiB reads, {AT_ONCE} at once: {:.0} MiB/s", per_second);
+    let before = cpu_time();
+    tokio::time::sleep(IDLE).await;
+    figure(kind, "idle_cpu", (cpu_time() - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0);
     server.shutdown().await;
     Ok(())
 }
 
-async fn get_attr(channel: &Channel) -> Result<(), Box<dyn Error>> {
-    channel.call(&GetAttr { ino: Ino::ROOT }, deadline()).await?;
+async fn small_calls(kind: &str, pair: &Pair) -> Result<()> {
+    let (mut times, start) = (Vec::new(), Instant::now());
+    while start.elapsed() < TIME {
+        let call = Instant::now();
+        pair.empty().await?;
+        times.push(call.elapsed());
+    }
+    times.sort();
+    figure(kind, "round_trip", times[times.len() / 2].as_secs_f64() * 1e6);
+    for depth in [1, DEPTH] {
+        let rate = rate(depth, || pair.empty()).await?;
+        figure(kind, &format!("per_second_{depth}"), rate.per_second);
+        figure(kind, &format!("cpu_{depth}"), rate.cpu.as_secs_f64() * 1e6);
+    }
     Ok(())
 }
 
-async fn write(client: &Client, channel: &Channel) -> Result<(), Box<dyn Error>> {
-    let region = client.region(MIB).await?;
-    channel.call_sending(&Write { object: OBJECT, offset: 0 }, region, deadline()).await?;
-    Ok(())
+struct Rate {
+    per_second: f64,
+    /// Processor time of one.
+    cpu: Duration,
 }
 
-async fn read(client: &Client, channel: &Channel) -> Result<(), Box<dyn Error>> {
-    let region = client.region(MIB).await?;
-    channel.call_receiving(&Read { object: OBJECT, offset: 0, len: 1 << 20 }, region, deadline()).await?;
-    Ok(())
-}
-
-/// Runs `call` so many times, `AT_ONCE` at once: runs per second.
-async fn rate<F: Future<Output = Result<(), Box<dyn Error>>>>(
-    calls: usize,
-    call: impl Fn() -> F,
-) -> Result<f64, Box<dyn Error>> {
-    let start = Instant::now();
-    let lanes = (0..AT_ONCE).map(|_| async {
-        for _ in 0..calls / AT_ONCE {
+/// Runs `call` again and again, so many at once.
+async fn rate<F: Future<Output = Result<()>>>(depth: usize, call: impl Fn() -> F) -> Result<Rate> {
+    // The first ones map memory, and more.
+    try_join_all((0..depth).map(|_| call())).await?;
+    let (start, cpu) = (Instant::now(), cpu_time());
+    let lanes = (0..depth).map(|_| async {
+        let mut done = 0_u32;
+        while start.elapsed() < TIME {
             call().await?;
+            done += 1;
         }
-        Ok::<(), Box<dyn Error>>(())
+        Ok::<u32, Box<dyn Error>>(done)
     });
-    try_join_all(lanes).await?;
-    Ok((calls / AT_ONCE * AT_ONCE) as f64 / start.elapsed().as_secs_f64())
+    let done: u32 = try_join_all(lanes).await?.into_iter().sum();
+    let per_second = f64::from(done) / start.elapsed().as_secs_f64();
+    Ok(Rate { per_second, cpu: (cpu_time() - cpu) / done.max(1) })
+}
+
+/// What the kernel's sockets do, with a thread at each end.
+fn socket(address: IpAddr) -> Result<()> {
+    let listener = TcpListener::bind(SocketAddr::new(address, 0))?;
+    let there = listener.local_addr()?;
+    let other = thread::spawn(move || -> std::io::Result<()> {
+        let (mut socket, _) = listener.accept()?;
+        socket.set_nodelay(true)?;
+        let mut byte = [0];
+        while socket.read(&mut byte)? == 1 && byte[0] == 0 {
+            socket.write_all(&byte)?;
+        }
+        // From the byte that is not 0 on: everything is swallowed, and each 1 at the end of a chunk is answered.
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let len = socket.read(&mut chunk)?;
+            if len == 0 {
+                return Ok(());
+            }
+            if chunk[len - 1] == 1 {
+                socket.write_all(&[1])?;
+            }
+        }
+    });
+    let mut socket = TcpStream::connect(there)?;
+    socket.set_nodelay(true)?;
+    let (mut times, mut byte, start) = (Vec::new(), [0], Instant::now());
+    while start.elapsed() < TIME {
+        let call = Instant::now();
+        socket.write_all(&byte)?;
+        socket.read_exact(&mut byte)?;
+        times.push(call.elapsed());
+    }
+    times.sort();
+    figure("socket", "round_trip", times[times.len() / 2].as_secs_f64() * 1e6);
+    socket.write_all(&[2])?;
+    for (len, name) in SIZES {
+        let bytes = vec![0; len];
+        let (mut sent, start) = (0_u32, Instant::now());
+        while start.elapsed() < TIME {
+            socket.write_all(&bytes)?;
+            sent += 1;
+        }
+        socket.write_all(&[1])?;
+        socket.read_exact(&mut byte)?;
+        let rate = f64::from(sent) * len as f64 / MIB as f64 / start.elapsed().as_secs_f64();
+        figure("socket", &format!("stream_{name}"), rate);
+    }
+    drop(socket);
+    other.join().map_err(|_| "the other end panicked")??;
+    Ok(())
 }

@@ -113,6 +113,11 @@ impl Client {
         self.transport.regions().region(len).await
     }
 
+    /// A copy of `bytes` to be sent, in memory that the transport sends from if some is free; waits for nothing.
+    pub fn copy_to_send(&self, bytes: &[u8]) -> Source {
+        self.transport.regions().copy(bytes)
+    }
+
     /// The client's numbers.
     pub fn xids(&self) -> &XidSource {
         &self.xids

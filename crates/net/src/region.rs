@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::mem;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 #[cfg(feature = "rdma")]
@@ -92,6 +92,18 @@ impl RegionPool {
         let Ok(permit) = self.0.units.clone().try_acquire_many_owned(units) else { return Ok(None) };
         let memory = self.0.memory(block_len(len));
         Ok(memory.map(|memory| Region { memory, len, home: Some((self.0.clone(), permit)) }))
+    }
+
+    /// A copy of `bytes` to be sent: in memory of the pool where some is free now, from where a device sends it as it is, else
+    /// in any.
+    pub fn copy(&self, bytes: &[u8]) -> Source {
+        match self.try_region(bytes.len()) {
+            Ok(Some(mut region)) => {
+                region.copy_from_slice(bytes);
+                region.into()
+            }
+            Ok(None) | Err(RegionTooLarge { .. }) => Bytes::copy_from_slice(bytes).into(),
+        }
     }
 
     /// Bytes that regions take now, in whole blocks.
@@ -280,7 +292,7 @@ impl fmt::Debug for RegionPool {
     }
 }
 
-/// What a request sends as bulk data; clones share the bytes, so that they can be sent again.
+/// What a request sends as bulk data; clones and slices share the bytes, so that they can be sent again, and in parts.
 #[derive(Clone, Debug)]
 pub struct Source {
     bytes: SourceBytes,
@@ -289,20 +301,36 @@ pub struct Source {
 
 #[derive(Clone, Debug)]
 enum SourceBytes {
-    Region(Arc<Region>),
+    Region(Arc<Region>, Range<usize>),
     Bytes(Bytes),
 }
 
 impl Source {
+    fn new(bytes: SourceBytes) -> Source {
+        Source { bytes, crc: Arc::default() }
+    }
+
     /// crc32c of the bytes, computed once.
     pub fn crc(&self) -> u32 {
         *self.crc.get_or_init(|| crc32c::crc32c(self))
     }
 
-    /// The region, where the bytes are in one: a transport that needs memory of its pool copies others.
-    pub fn region(&self) -> Option<&Region> {
+    /// The bytes of a range; panics where there are none, like a slice.
+    pub fn slice(&self, range: Range<usize>) -> Source {
+        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {} bytes", self.len());
+        Source::new(match &self.bytes {
+            SourceBytes::Region(region, all) => {
+                SourceBytes::Region(region.clone(), all.start + range.start..all.start + range.end)
+            }
+            SourceBytes::Bytes(bytes) => SourceBytes::Bytes(bytes.slice(range)),
+        })
+    }
+
+    /// What keeps the bytes for a device, and where in it they begin; `None` where they are in memory that none reaches.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn hold(&self) -> Option<(Hold, usize)> {
         match &self.bytes {
-            SourceBytes::Region(region) => Some(region),
+            SourceBytes::Region(region, range) => Some((region.hold()?, range.start)),
             SourceBytes::Bytes(_) => None,
         }
     }
@@ -313,7 +341,7 @@ impl Deref for Source {
 
     fn deref(&self) -> &[u8] {
         match &self.bytes {
-            SourceBytes::Region(region) => region,
+            SourceBytes::Region(region, range) => &region[range.clone()],
             SourceBytes::Bytes(bytes) => bytes,
         }
     }
@@ -321,13 +349,14 @@ impl Deref for Source {
 
 impl From<Region> for Source {
     fn from(region: Region) -> Source {
-        Source { bytes: SourceBytes::Region(Arc::new(region)), crc: Arc::default() }
+        let all = 0..region.len();
+        Source::new(SourceBytes::Region(Arc::new(region), all))
     }
 }
 
 impl From<Bytes> for Source {
     fn from(bytes: Bytes) -> Source {
-        Source { bytes: SourceBytes::Bytes(bytes), crc: Arc::default() }
+        Source::new(SourceBytes::Bytes(bytes))
     }
 }
 
@@ -352,6 +381,22 @@ mod tests {
         assert_eq!(pool.in_use_bytes(), 0);
         assert_eq!(pool.try_region(70_000).unwrap_err(), RegionTooLarge { len: 70_000, limit: 64 << 10 });
         assert!(pool.try_region(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_copy_takes_what_the_pool_has_and_slices_share_it() {
+        let pool = RegionPool::new(8 << 10);
+        let bytes: Vec<u8> = (0..=255).cycle().take(8 << 10).collect();
+        let first = pool.copy(&bytes);
+        assert_eq!(pool.in_use_bytes(), 8 << 10);
+        let (second, part) = (pool.copy(&bytes), first.slice(100..200).slice(10..20));
+        assert_eq!((&first[..], &second[..], &part[..]), (&bytes[..], &bytes[..], &bytes[110..120]));
+        assert_eq!(part.crc(), crc32c::crc32c(&bytes[110..120]));
+        drop(first);
+        assert_eq!(pool.in_use_bytes(), 8 << 10);
+        drop(part);
+        assert_eq!(pool.in_use_bytes(), 0);
+        assert_eq!(&second.slice(0..3)[..], &bytes[..3]);
     }
 
     #[test]

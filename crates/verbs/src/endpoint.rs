@@ -11,6 +11,7 @@
 //! Failure: any work request that fails ends the connection; the others complete as flushed. [`Endpoint::close`] destroys
 //! the QP, after which no device touches the memory, and gives everything back.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
@@ -215,19 +216,19 @@ impl<T> Endpoint<T> {
         self.post(None, remote_request(sys::IBV_WR_RDMA_WRITE, nowhere), None, token)
     }
 
-    /// Lets the peer, and through this connection only, reach the first `len` bytes: write to a block, read what is held.
+    /// Lets the peer, and through this connection only, reach the bytes of `range`: write to a block, read what is held.
     /// What is sent afterwards may name it. Takes one place of the send queue.
-    pub fn expose(&mut self, lent: Lent, len: usize) -> Result<Exposure, (VerbsError, Lent)> {
+    pub fn expose(&mut self, lent: Lent, range: Range<usize>) -> Result<Exposure, (VerbsError, Lent)> {
         let (hold, access) = match &lent {
             Lent::Block(block) => (&block.0, sys::IBV_ACCESS_REMOTE_WRITE),
             Lent::Hold(hold) => (hold, sys::IBV_ACCESS_REMOTE_READ),
         };
         let refused = |errno| VerbsError::new("ibv_post_send (bind)", errno);
-        if !hold.is_of(&self.domain) || !hold.is_exposable() || len > hold.capacity() {
+        if !hold.is_of(&self.domain) || !hold.is_exposable() || range.is_empty() || range.end > hold.capacity() {
             return Err((refused(libc::EINVAL), lent));
         }
         // Room for this and for the request that makes it invalid, or nothing could ever be taken back.
-        if self.room() < 2 || len == 0 {
+        if self.room() < 2 {
             return Err((refused(libc::EAGAIN), lent));
         }
         let mut window = match self.windows.pop().map_or_else(|| Window::new(&self.domain), Ok) {
@@ -235,14 +236,14 @@ impl<T> Endpoint<T> {
             Err(error) => return Err((error, lent)),
         };
         let key = window.next_key();
-        let address = hold.address() as u64;
+        let address = hold.address().wrapping_add(range.start) as u64;
         // SAFETY: all-zero is a value of this plain structure.
         let mut request: sys::ibv_send_wr = unsafe { std::mem::zeroed() };
         request.opcode = sys::IBV_WR_BIND_MW;
         let bind_info = sys::ibv_mw_bind_info {
             mr: hold.registration(),
             addr: address,
-            length: len as u64,
+            length: range.len() as u64,
             mw_access_flags: access,
         };
         request.__bindgen_anon_2.bind_mw =

@@ -118,7 +118,7 @@ fn pair() -> (Side, Side) {
 }
 
 fn expose(side: &mut Side, lent: Lent, len: usize) -> Exposure {
-    side.endpoint.expose(lent, len).map_err(|error| error.0).unwrap()
+    side.endpoint.expose(lent, 0..len).map_err(|error| error.0).unwrap()
 }
 
 #[test]
@@ -144,9 +144,11 @@ fn messages_go_both_ways() {
 #[ignore = "needs an RDMA device (make rdma-test)"]
 fn the_server_reads_and_writes_what_is_exposed_until_it_is_invalid() {
     let (mut client, mut server) = pair();
-    for len in [1, 4096, 100_000, 4 << 20] {
-        let source = client.block(len, 3);
-        let readable = expose(&mut client, Lent::Hold(source.hold()), len);
+    for (from, len) in [(0, 1), (0, 4096), (4096, 100_000), (0, 4 << 20)] {
+        let mut source = client.block(from + len, 3);
+        source[..from].fill(4);
+        let part = from..from + len;
+        let readable = client.endpoint.expose(Lent::Hold(source.hold()), part).map_err(|error| error.0).unwrap();
         let sink = client.block(len, 0);
         let writable = expose(&mut client, Lent::Block(sink), len);
         client.endpoint.send_inline(b"go", "sent").unwrap();
@@ -225,9 +227,9 @@ fn memory_of_another_domain_and_private_memory_are_not_accepted() {
     let (mut client, mut server) = pair();
     let foreign = server.block(4096, 0);
     assert!(client.endpoint.send(foreign.hold(), 10, "sent").is_err());
-    assert!(server.endpoint.expose(Lent::Hold(foreign.hold()), 10).is_err());
+    assert!(server.endpoint.expose(Lent::Hold(foreign.hold()), 0..10).is_err());
     let own = client.block(4096, 0);
-    assert!(client.endpoint.expose(Lent::Hold(own.hold()), 4097).is_err());
+    assert!(client.endpoint.expose(Lent::Hold(own.hold()), 0..4097).is_err());
     client.endpoint.send(own.hold(), 10, "sent").unwrap();
     server.receives(&[0; 10]);
 }

@@ -1,5 +1,6 @@
 //! Bytes of regular files.
 
+use burstfs_net::Source;
 use burstfs_placement::{extents, file_offset, file_size, object_size};
 use burstfs_proto::oss::{Allocate, AllocateMode, Append, ObjectAttr, Seek, SeekTarget, Sync, Write};
 use burstfs_types::{Ino, Layout, ObjectId, OstIndex, StripeIndex, limits};
@@ -15,8 +16,8 @@ use super::{ClientFs, OpenFile};
 pub enum WriteData<'a> {
     /// Lent: copied only for what goes to another node.
     Lent(&'a [u8]),
-    /// Shared: never copied.
-    Shared(&'a Bytes),
+    /// Shared, as [`ClientFs::copy_to_send`] gives it: never copied again.
+    Shared(&'a Source),
 }
 
 impl WriteData<'_> {
@@ -30,17 +31,10 @@ impl WriteData<'_> {
         self.bytes().is_empty()
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
             WriteData::Lent(bytes) => bytes,
-            WriteData::Shared(bytes) => bytes,
-        }
-    }
-
-    fn owned(&self, from: usize, to: usize) -> Bytes {
-        match self {
-            WriteData::Lent(bytes) => Bytes::copy_from_slice(&bytes[from..to]),
-            WriteData::Shared(bytes) => bytes.slice(from..to),
+            WriteData::Shared(source) => source,
         }
     }
 }
@@ -82,14 +76,29 @@ fn pieces(ino: Ino, layout: &Layout, offset: u64, len: usize) -> Vec<Piece> {
 }
 
 impl ClientFs {
+    /// A copy of `data` to be written, in memory from which it can be sent to other nodes as it is; waits for nothing.
+    pub fn copy_to_send(&self, data: &[u8]) -> Source {
+        self.targets.copy_to_send(data)
+    }
+
     /// Reads at most `len` bytes at `offset`; fewer only at the file's end. Bytes of one other node's object are handed on
     /// without a copy.
     pub async fn read(&self, file: &OpenFile, offset: u64, len: usize) -> Result<Bytes, FsError> {
         let len = within_file(offset, len);
         let Some(layout) = self.known_layout(file).await? else { return Ok(Bytes::new()) };
-        if let ([ost], false, true) = (layout.osts(), file.is_local(), len <= limits::RPC_BULK_MAX_BYTES) {
-            let object = ObjectId { ino: file.ino(), stripe: StripeIndex::new(0) };
-            return self.targets.read_remote(*ost, object, offset, len).await;
+        let pieces = pieces(file.ino(), layout, offset, len);
+        if let [piece] = pieces.as_slice()
+            && !self.targets.is_local_ost(piece.ost)
+        {
+            let bytes = self.targets.read_remote(piece.ost, piece.object, piece.object_offset, piece.len).await?;
+            let end = self.end_of_read((file.ino(), layout), (offset, len), &pieces, &[bytes.len()]).await?;
+            if end == bytes.len() {
+                return Ok(bytes);
+            }
+            // A hole follows.
+            let mut whole = vec![0; end];
+            whole[..bytes.len()].copy_from_slice(&bytes);
+            return Ok(whole.into());
         }
         let mut bytes = vec![0; len];
         let read = self.read_into(file, offset, &mut bytes).await?;
@@ -174,8 +183,7 @@ impl ClientFs {
 
     async fn write_piece(&self, piece: &Piece, data: WriteData<'_>) -> Result<(), FsError> {
         let request = Write { object: piece.object, offset: piece.object_offset };
-        let (from, to) = (piece.at, piece.at + piece.len);
-        let sent = self.targets.oss_sending(piece.ost, request, &data.bytes()[from..to], || data.owned(from, to));
+        let sent = self.targets.oss_sending(piece.ost, request, data, piece.at..piece.at + piece.len);
         let placed = |error: FsError| error.at(piece.object, AppendOrOffset::Offset(piece.object_offset), piece.len);
         sent.await.map(drop).map_err(placed)
     }
@@ -200,8 +208,7 @@ impl ClientFs {
         };
         let len = data.len().min(limits::RPC_BULK_MAX_BYTES);
         let object = ObjectId { ino: file.ino(), stripe: StripeIndex::new(0) };
-        let bytes = &data.bytes()[..len];
-        let sent = self.targets.oss_sending(*ost, Append { object }, bytes, || data.owned(0, len));
+        let sent = self.targets.oss_sending(*ost, Append { object }, data, 0..len);
         let done = sent.await.map_err(|error| error.at(object, AppendOrOffset::Append, len))?;
         Ok((len, done.size))
     }

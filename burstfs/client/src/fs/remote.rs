@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use burstfs_net::{Channel, Client, ClientBulk, Deadline, Region, RegionTooLarge, RpcError};
+use burstfs_net::{Channel, Client, ClientBulk, Deadline, Region, RegionTooLarge, RpcError, Source};
 use burstfs_proto::batch::{Batch, BatchedReply};
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_proto::oss::{OssReply, OssRequest, Read};
@@ -51,8 +51,13 @@ impl RemoteNode {
         Ok(self.channel.call(&batch, Deadline::after(self.timeout)).await?)
     }
 
-    pub(super) async fn oss(&self, request: OssRequest, source: Option<Bytes>) -> Result<OssReply, RemoteError> {
-        let bulk = source.map_or(ClientBulk::None, |bytes| ClientBulk::Source(bytes.into()));
+    /// A copy of `bytes` that can be sent as it is.
+    pub(super) fn copy_to_send(&self, bytes: &[u8]) -> Source {
+        self.client.copy_to_send(bytes)
+    }
+
+    pub(super) async fn oss(&self, request: OssRequest, source: Option<Source>) -> Result<OssReply, RemoteError> {
+        let bulk = source.map_or(ClientBulk::None, ClientBulk::Source);
         let (body, _) = self.exchange(request.opcode(), request.encode(), bulk).await?;
         Ok(OssReply::decode(request.opcode(), &body).map_err(RpcError::from)?)
     }

@@ -1,8 +1,9 @@
 //! The instance's targets: who answers for an MDT or an OST, and how he is called.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use burstfs_net::XidSource;
+use burstfs_net::{Source, XidSource};
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_proto::oss::{self, OssReply, OssRequest};
 use burstfs_proto::service::{Bulk, MetadataService, NoBulk, ObjectService};
@@ -11,6 +12,7 @@ use burstfs_types::{MdtIndex, NodeIndex, ObjectId, OstIndex, limits};
 use bytes::Bytes;
 
 use super::bulk::{Lent, Room};
+use super::data::WriteData;
 use super::error::{AppendOrOffset, FsError};
 use super::gather::Gatherer;
 use super::remote::{RemoteError, RemoteNode};
@@ -145,18 +147,31 @@ impl Targets {
         }
     }
 
-    /// Calls an OST with bytes for it to get. `owned` is asked for them only where the transport must own them.
+    /// A copy of `data` that can be sent to any other node as it is; waits for nothing.
+    pub(super) fn copy_to_send(&self, data: &[u8]) -> Source {
+        let remote = self.nodes.iter().find_map(|node| match node {
+            Node::Remote(remote) => Some(remote),
+            Node::Local { .. } => None,
+        });
+        remote.map_or_else(|| Bytes::copy_from_slice(data).into(), |remote| remote.copy_to_send(data))
+    }
+
+    /// Calls an OST with bytes for it to get: `part` of `data`.
     pub(super) async fn oss_sending<R: OssRpc>(
         &self,
         ost: OstIndex,
         request: R,
-        data: &[u8],
-        owned: impl FnOnce() -> Bytes + Send,
+        data: WriteData<'_>,
+        part: Range<usize>,
     ) -> Result<R::Reply, FsError> {
         match self.node(ost.get())? {
-            Node::Local { oss, .. } => self.oss_local(oss.as_ref(), request, &mut Lent(data)).await,
+            Node::Local { oss, .. } => self.oss_local(oss.as_ref(), request, &mut Lent(&data.bytes()[part])).await,
             Node::Remote(remote) => {
-                let reply = remote.oss(request.into(), Some(owned())).await.map_err(remote_error::<R>(ost.get()))?;
+                let source = match data {
+                    WriteData::Lent(bytes) => remote.copy_to_send(&bytes[part]),
+                    WriteData::Shared(source) => source.slice(part),
+                };
+                let reply = remote.oss(request.into(), Some(source)).await.map_err(remote_error::<R>(ost.get()))?;
                 R::answer(reply).ok_or(FsError::WrongReply { rpc: R::NAME })
             }
         }

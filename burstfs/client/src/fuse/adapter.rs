@@ -14,7 +14,6 @@ use burstfs_proto::locks::{Lock, LockRange};
 use burstfs_proto::mds::XattrMode;
 use burstfs_proto::oss::SeekTarget;
 use burstfs_types::{ACL_ACCESS, Attr, Errno};
-use bytes::Bytes;
 use fuser::{
     BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
@@ -527,7 +526,8 @@ impl Filesystem for Adapter {
             };
         }
         let bulk = self.0.runner.bulk(data.len());
-        let data = Bytes::copy_from_slice(data);
+        // The only copy of it that this process makes: what goes to other nodes is sent from here.
+        let data = self.0.fs.copy_to_send(data);
         self.answer(
             reply,
             |core| async move {

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -127,7 +128,7 @@ enum How {
 fn how(bulk: &ClientBulk) -> How {
     let (len, registered) = match bulk {
         ClientBulk::None => (0, false),
-        ClientBulk::Source(source) => (source.len(), source.region().is_some_and(|region| region.hold().is_some())),
+        ClientBulk::Source(source) => (source.len(), source.hold().is_some()),
         ClientBulk::Sink(region) => (region.len(), region.hold().is_some()),
     };
     match (len > CARRIED_MAX_BYTES, registered) {
@@ -161,7 +162,7 @@ impl Shared {
             }
             How::Window | How::Copied(_) => lend = waiter.lend(),
         }
-        let lent = lend.map(|(lent, len)| (waiter.request.xid.0, lent, len));
+        let lent = lend.map(|(lent, range)| (waiter.request.xid.0, lent, range));
         waiter.lent = lent.is_some();
         let text = Text::new(&header(&waiter.request), waiter.request.body.clone(), carried);
         let outgoing =
@@ -231,15 +232,16 @@ fn filled(mut region: Region, answer: &Answer, copy: Option<Region>) -> Region {
 
 impl Waiter {
     /// What the server is to reach: memory to read is held, memory to write leaves its region.
-    fn lend(&mut self) -> Option<(Lent, usize)> {
+    fn lend(&mut self) -> Option<(Lent, Range<usize>)> {
         match (&mut self.request.bulk, &mut self.copy) {
             (ClientBulk::Source(source), None) => {
-                Some((Lent::Hold(source.region().and_then(Region::hold)?), source.len()))
+                let (hold, at) = source.hold()?;
+                Some((Lent::Hold(hold), at..at + source.len()))
             }
-            (ClientBulk::Source(_), Some(copy)) => Some((Lent::Hold(copy.hold()?), copy.len())),
+            (ClientBulk::Source(_), Some(copy)) => Some((Lent::Hold(copy.hold()?), 0..copy.len())),
             (ClientBulk::Sink(region), None) | (ClientBulk::Sink(_), Some(region)) => {
                 let len = region.len();
-                Some((Lent::Block(region.take_block()?), len))
+                Some((Lent::Block(region.take_block()?), 0..len))
             }
             (ClientBulk::None, _) => None,
         }

@@ -14,6 +14,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,8 +69,8 @@ pub(super) struct Outgoing {
     pub(super) kind: Kind,
     pub(super) flags: u8,
     pub(super) text: Text,
-    /// A client's: memory to expose before the message is sent, for the request of that number, and its length.
-    pub(super) lend: Option<(u64, Lent, usize)>,
+    /// A client's: memory to expose before the message is sent, for the request of that number, and which part of it.
+    pub(super) lend: Option<(u64, Lent, Range<usize>)>,
     /// A server's: bulk data to write before the message is sent.
     pub(super) write: Option<(Region, Remote)>,
     /// Let go when the message is away.
@@ -595,19 +596,19 @@ impl State {
         if !self.credits.may_send() {
             return self.give_back();
         }
-        if let Some((number, lent, len)) = first.lend.take() {
+        if let Some((number, lent, range)) = first.lend.take() {
             if self.endpoint.room() < WINDOW_ROOM {
-                first.lend = Some((number, lent, len));
+                first.lend = Some((number, lent, range));
                 return Ok(false);
             }
-            match self.endpoint.expose(lent, len) {
+            match self.endpoint.expose(lent, range.clone()) {
                 Ok(exposure) => {
                     first.text.set_window(exposure.remote);
                     first.flags |= WINDOW;
                     self.exposures.insert(number, exposure);
                 }
                 Err((error, lent)) => {
-                    first.lend = Some((number, lent, len));
+                    first.lend = Some((number, lent, range));
                     return Err(error);
                 }
             }
