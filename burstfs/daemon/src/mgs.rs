@@ -385,7 +385,7 @@ mod tests {
 
     fn join(node: u16) -> MgsRequest {
         let address = SocketAddr::from(([127, 0, 0, 1], 100 + node));
-        MgsRequest::Join(Join { node: NodeIndex::new(node), incarnation: 1, address, rdma: None })
+        MgsRequest::Join(Join { node: NodeIndex::new(node), incarnation: 1, address, rdma: vec![] })
     }
 
     fn barrier(node: u16, wait_ms: u32) -> MgsRequest {

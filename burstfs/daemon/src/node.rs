@@ -1,6 +1,6 @@
 //! One node's roles, brought up: from the description to a served namespace.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use burstfs_client::fuse::{self, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::Identity as InstanceIdentity;
 use burstfs_net::{
-    ChannelLimits, Choice, Client, Identity, Munge, Network, ServerConfig, ServerHandle, ServerLimits, TcpConfig,
+    ChannelLimits, Choice, Client, Identity, Munge, Network, NetworkConfig, ServerConfig, ServerHandle, ServerLimits,
     XidSource, serve,
 };
 use burstfs_node::description::InstanceDescription;
@@ -77,7 +77,8 @@ pub(crate) struct Joining {
 pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<Joining, Failure> {
     let here =
         |error: anyhow::Error| Failure::new(Code::DaemonFailed, format!("{}: {error:#}", description.node_name()));
-    let network = open_network(description).await?;
+    let own_ips = rendezvous::own_ips(description).await;
+    let network = open_network(description, &own_ips)?;
     let listener = rendezvous::listen(&network, description).await.map_err(here)?;
     let port = listener.address().port();
     let own = NodeIndex::new(description.node_index);
@@ -102,7 +103,10 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
         }
         None => {
             let channel = rendezvous::find(&mgs_client, description).await?;
-            let ip = rendezvous::own_ip_towards(channel.address()).map_err(here)?;
+            let ip = match own_ips {
+                Ok(ips) if !description.network.interfaces.is_empty() => ips[0],
+                Ok(_) | Err(_) => rendezvous::own_ip_towards(channel.address()).map_err(here)?,
+            };
             (Seat::remote(NodeIndex::new(0), channel), SocketAddr::new(ip, port))
         }
     };
@@ -121,7 +125,7 @@ impl Joining {
             let (description, links) = (description.clone(), links.clone());
             move || open_targets(&description, links)
         });
-        let rdma = self.network.rdma_address();
+        let rdma = self.network.rdma_addresses();
         let join = Join { node: own, incarnation: description.incarnation, address: self.address, rdma };
         let mut map = self.directory.join(join).await?;
         let here =
@@ -129,7 +133,7 @@ impl Joining {
         let targets = opened.await.context("opening the targets").and_then(|opened| opened).map_err(here)?;
         reach_node_0_as_the_mgs(&mut map, &self.directory);
         for node in &map.nodes {
-            self.network.reach_by_rdma(node.address, node.rdma);
+            self.network.reach_by_rdma(node.address, &node.rdma);
         }
         links.set_map(&map);
         self.targets.send_replace(Some(targets.clone()));
@@ -182,7 +186,7 @@ impl Node {
 }
 
 /// The node's way to the others: what the job asks for, else what the site says.
-async fn open_network(description: &InstanceDescription) -> Result<Network, Failure> {
+fn open_network(description: &InstanceDescription, own_ips: &anyhow::Result<Vec<IpAddr>>) -> Result<Network, Failure> {
     let asked = match description.spec.create.transport {
         Transport::Auto => description.network.transport,
         asked => asked,
@@ -193,12 +197,14 @@ async fn open_network(description: &InstanceDescription) -> Result<Network, Fail
         Transport::Tcp => Choice::Tcp,
     };
     let missing = |reason: String| Failure::new(Code::RdmaMissing, format!("{}: {reason}", description.node_name()));
-    match rendezvous::own_ip(description).await {
-        Ok(ip) => Network::open(choice, ip, TcpConfig::default()).map_err(missing),
+    let config =
+        NetworkConfig { rdma_connections: description.network.rdma_connections.into(), ..NetworkConfig::default() };
+    match own_ips {
+        Ok(ips) => Network::open(choice, ips, config).map_err(missing),
         Err(error) if choice == Choice::Rdma => Err(missing(format!("{error:#}"))),
         Err(error) => {
             tracing::info!("RDMA is not used on this node, TCP is: {error:#}");
-            Network::open(Choice::Tcp, std::net::Ipv4Addr::UNSPECIFIED.into(), TcpConfig::default()).map_err(missing)
+            Network::open(Choice::Tcp, &[], config).map_err(missing)
         }
     }
 }

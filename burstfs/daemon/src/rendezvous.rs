@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_mgs::ports;
-use burstfs_net::{Channel, Client, Listener, Network, RpcError, Transport, rendezvous};
+use burstfs_net::{Channel, Client, Listener, Network, RpcError, Transport, interfaces, rendezvous};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::hello::Refusal;
 use burstfs_types::{Code, Failure};
@@ -98,11 +98,17 @@ pub(crate) async fn resolve(host: &str) -> anyhow::Result<IpAddr> {
     rendezvous::resolve(host).await.with_context(|| format!("{host} has no address"))
 }
 
-/// The address of this node that the others reach it by.
-pub(crate) async fn own_ip(description: &InstanceDescription) -> anyhow::Result<IpAddr> {
+/// The addresses of this node that the others reach it by: of the interfaces that the site names, else the one on the way between
+/// this node and node 0.
+pub(crate) async fn own_ips(description: &InstanceDescription) -> anyhow::Result<Vec<IpAddr>> {
+    let first = resolve(&description.nodes[0]).await?;
+    let names = &description.network.interfaces;
+    if !names.is_empty() {
+        return Ok(interfaces::addresses(names, first.is_ipv4())?);
+    }
     match description.node_index {
-        0 => resolve(description.node_name()).await,
-        _ => own_ip_towards(SocketAddr::new(resolve(&description.nodes[0]).await?, 9)),
+        0 => Ok(vec![first]),
+        _ => Ok(vec![own_ip_towards(SocketAddr::new(first, 9))?]),
     }
 }
 

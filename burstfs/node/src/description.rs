@@ -75,6 +75,10 @@ pub struct Network {
     pub mgs_port_count: u16,
     /// What the nodes talk over when the job does not say.
     pub transport: Transport,
+    /// Network interfaces of each node that others reach it by; with none, the one on the way to the first node.
+    pub interfaces: Vec<String>,
+    /// RDMA connections to each peer over each pair of devices.
+    pub rdma_connections: u16,
 }
 
 /// How long to wait for what.
@@ -128,7 +132,13 @@ mod tests {
             work_dir: "/home/alice".into(),
             stdout: Some("/home/alice/slurm-%j.out".into()),
             slurm_conf: None,
-            network: Network { mgs_port_base: 27400, mgs_port_count: 512, transport: Transport::Auto },
+            network: Network {
+                mgs_port_base: 27400,
+                mgs_port_count: 512,
+                transport: Transport::Auto,
+                interfaces: vec!["ib0".into()],
+                rdma_connections: 1,
+            },
             timeouts: Timeouts { start_ms: 60_000, no_progress_ms: 600_000, silence_ms: 30_000 },
             restarted: false,
             incarnation: 1,

@@ -179,7 +179,13 @@ mod tests {
             daemon: "/usr/sbin/burstfsd".into(),
             default_bytes_per_node: 1 << 30,
             max_bytes_per_node: Some(1 << 40),
-            network: Network { mgs_port_base: 1, mgs_port_count: 1, transport: Transport::Auto },
+            network: Network {
+                mgs_port_base: 1,
+                mgs_port_count: 1,
+                transport: Transport::Auto,
+                interfaces: vec![],
+                rdma_connections: 1,
+            },
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: 1 },
         }
     }

@@ -38,6 +38,8 @@ impl Settings {
                 mgs_port_base: config.network.mgs_port_base,
                 mgs_port_count: config.network.mgs_port_count,
                 transport: config.network.transport,
+                interfaces: config.network.interfaces,
+                rdma_connections: config.network.rdma_connections,
             },
             timeouts: Timeouts {
                 start_ms: millis(config.timeouts.start),

@@ -21,6 +21,8 @@ use crate::process::{self, Child};
 
 /// What the kernel spares when memory is short: a job that eats its node's memory should not lose its data with it.
 const OOM_SCORE_ADJ: &str = "-500";
+/// What a daemon may lock at least: twice all that it registers with one RDMA device, at most (docs/rdma.md).
+const LOCKED_MEMORY_BYTES: u64 = 3 << 30;
 /// Where the supervisor finds its listening socket.
 pub(crate) const LISTENER_FD: i32 = 3;
 
@@ -237,6 +239,7 @@ fn become_user(spec: &DaemonSpec<'_>) -> Result<(), Step> {
     // Not allowed everywhere (a container without CAP_SYS_RESOURCE): then the daemon is treated like any process.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     raise_open_files();
+    raise_locked_memory();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     drop_bounding_set().map_err(|error| ("bounding set", error))?;
     let groups: Vec<libc::gid_t> = spec.groups.to_vec();
@@ -272,6 +275,16 @@ fn raise_open_files() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+}
+
+/// RDMA's registered memory is locked, and the limit that slurmd was started with is seldom enough for it. Where it cannot be raised
+/// (no CAP_SYS_RESOURCE), burstfsd says what it misses and uses TCP.
+fn raise_locked_memory() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+    // No limit is `None`.
+    let raised = |value: Option<u64>| value.map(|bytes| bytes.max(LOCKED_MEMORY_BYTES));
+    (limit.current, limit.maximum) = (raised(limit.current), raised(limit.maximum));
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, limit);
 }
 
 fn drop_bounding_set() -> io::Result<()> {

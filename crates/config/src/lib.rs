@@ -74,6 +74,9 @@ pub struct Programs {
     pub daemon: PathBuf,
 }
 
+/// More to one peer over one pair of devices than anybody has found a use for; each has queues and buffers.
+const RDMA_CONNECTIONS_MAX: u16 = 16;
+
 /// `[network]`
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -84,6 +87,11 @@ pub struct Network {
     pub mgs_port_count: u16,
     /// What the nodes talk over when the job does not say.
     pub transport: Transport,
+    /// Network interfaces that the nodes reach one another by, the same on every node; RDMA uses the devices of all of them.
+    /// With none, the one on the way to a job's first node.
+    pub interfaces: Vec<String>,
+    /// RDMA connections from a node to each other one, over each pair of devices.
+    pub rdma_connections: u16,
 }
 
 /// `[timeouts]`
@@ -126,7 +134,13 @@ impl Default for Programs {
 
 impl Default for Network {
     fn default() -> Network {
-        Network { mgs_port_base: 27_400, mgs_port_count: 512, transport: Transport::Auto }
+        Network {
+            mgs_port_base: 27_400,
+            mgs_port_count: 512,
+            transport: Transport::Auto,
+            interfaces: Vec::new(),
+            rdma_connections: 1,
+        }
     }
 }
 
@@ -182,6 +196,12 @@ impl SiteConfig {
             let message = "the ports must lie from 1024 to 65535, and there must be at least one";
             return Some(("mgs_port_base", message.to_owned()));
         }
+        if let Some(name) = network.interfaces.iter().find(|name| !is_interface_name(name)) {
+            return Some(("interfaces", format!("{name:?} is no name of a network interface; as in: ip link")));
+        }
+        if !(1..=RDMA_CONNECTIONS_MAX).contains(&network.rdma_connections) {
+            return Some(("rdma_connections", format!("one to {RDMA_CONNECTIONS_MAX} connections are possible")));
+        }
         if let Some(max) = self.max_per_node.filter(|max| *max < self.default_capacity) {
             let message =
                 format!("{} is above max_per_node, {max}; lower one or raise the other", self.default_capacity);
@@ -194,6 +214,11 @@ impl SiteConfig {
         }
         self.profiles.keys().find_map(|name| Some(("profiles", profile::check_name(name).err()?)))
     }
+}
+
+/// What the kernel takes as one: IFNAMSIZ with its NUL is 16.
+fn is_interface_name(name: &str) -> bool {
+    !name.is_empty() && name.len() < 16 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 /// Where `key` is set, or the start of its table.

@@ -56,6 +56,11 @@ fn errors_say_where_and_what() {
         ("[timeouts]\nstart = \"60\"", "burstfs.toml:2: start: \"60\" is no duration"),
         ("[timeouts]\nstart = \"0s\"", "burstfs.toml:2: start: a time-out of nothing"),
         ("[network]\nmgs_port_base = 65500", "burstfs.toml:2: mgs_port_base: the ports must lie"),
+        (
+            "[network]\ninterfaces = [\"ib0\", \"ib/1\"]",
+            "burstfs.toml:2: interfaces: \"ib/1\" is no name of a network interface",
+        ),
+        ("[network]\nrdma_connections = 0", "burstfs.toml:2: rdma_connections: one to 16 connections"),
         ("[network]\ntransport = \"ib\"", "burstfs.toml:2: transport: unknown variant `ib`"),
         ("[profiles.none]\nname = \"x\"", "burstfs.toml:1: no profile can be named \"none\""),
         ("[profiles.4x]\nname = \"x\"", "the profile's name \"4x\" must be"),

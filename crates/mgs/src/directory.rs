@@ -49,7 +49,7 @@ pub enum JoinRefused {
 struct Node {
     joined: Option<(u64, SocketAddr)>,
     #[serde(default)]
-    rdma: Option<SocketAddr>,
+    rdma: Vec<SocketAddr>,
     reached: Option<Phase>,
     is_lost: bool,
     #[serde(skip)]
@@ -81,7 +81,7 @@ impl Mgs {
         let indices = (0_u16..).map(NodeIndex::new);
         let nodes = indices.zip(&map.nodes).map(|(index, node)| Node {
             joined: Some((0, node.address)),
-            rdma: node.rdma,
+            rdma: node.rdma.clone(),
             reached: Some(Phase::StagedIn),
             is_lost: lost.contains(&index),
             report: None,
@@ -102,17 +102,17 @@ impl Mgs {
         if node.is_lost {
             return Err(JoinRefused::Lost(join.node));
         }
-        let before = (node.joined, node.rdma);
-        if before.0.is_some_and(|(incarnation, _)| incarnation > join.incarnation) {
+        if node.joined.is_some_and(|(incarnation, _)| incarnation > join.incarnation) {
             return Err(JoinRefused::Outdated(join.node));
         }
-        node.joined = Some((join.incarnation, join.address));
-        node.rdma = join.rdma;
+        let joined = Some((join.incarnation, join.address));
+        let before =
+            (std::mem::replace(&mut node.joined, joined), std::mem::replace(&mut node.rdma, join.rdma.clone()));
         let is_same_address = before.0.is_some_and(|(_, address)| address == join.address) && before.1 == join.rdma;
         if !is_same_address && self.nodes.iter().all(|node| node.joined.is_some()) {
             self.generation += 1;
         }
-        if before != (self.nodes[index].joined, self.nodes[index].rdma) {
+        if before != (joined, join.rdma.clone()) {
             self.version += 1;
         }
         Ok(())
@@ -128,7 +128,7 @@ impl Mgs {
         }
         let nodes = self.identity.hosts.iter().zip(&self.nodes);
         let nodes = nodes.filter_map(|(host, node)| {
-            node.joined.map(|(_, address)| MapNode { host: host.clone(), address, rdma: node.rdma })
+            node.joined.map(|(_, address)| MapNode { host: host.clone(), address, rdma: node.rdma.clone() })
         });
         Waited::Done(Map { generation: self.generation, nodes: nodes.collect() })
     }
@@ -274,7 +274,7 @@ impl Mgs {
     /// What those that have joined talk over.
     fn transport(&self) -> String {
         let joined = self.identity.hosts.iter().zip(&self.nodes).filter(|(_, node)| node.joined.is_some());
-        let (rdma, tcp): (Vec<_>, Vec<_>) = joined.partition(|(_, node)| node.rdma.is_some());
+        let (rdma, tcp): (Vec<_>, Vec<_>) = joined.partition(|(_, node)| !node.rdma.is_empty());
         let hosts: Vec<String> = tcp.iter().map(|(host, _)| (*host).clone()).collect();
         match (rdma.is_empty(), tcp.is_empty()) {
             (true, _) => "tcp".to_owned(),
@@ -343,7 +343,7 @@ mod tests {
 
     fn join(node: u16, incarnation: u64, port: u16) -> Join {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Join { node: NodeIndex::new(node), incarnation, address, rdma: None }
+        Join { node: NodeIndex::new(node), incarnation, address, rdma: vec![] }
     }
 
     fn joined(hosts: u16) -> Mgs {
@@ -355,14 +355,14 @@ mod tests {
     #[test]
     fn the_map_and_the_status_say_who_has_rdma() {
         let mut mgs = mgs(3);
-        let rdma = Some(SocketAddr::from(([10, 0, 0, 1], 7)));
-        mgs.join(&Join { rdma, ..join(0, 1, 100) }).unwrap();
+        let rdma = vec![SocketAddr::from(([10, 0, 0, 1], 7)), SocketAddr::from(([10, 1, 0, 1], 7))];
+        mgs.join(&Join { rdma: rdma.clone(), ..join(0, 1, 100) }).unwrap();
         assert_eq!(mgs.status().transport, "rdma");
         mgs.join(&join(1, 1, 101)).unwrap();
         mgs.join(&join(2, 1, 102)).unwrap();
         assert_eq!(mgs.status().transport, "rdma, tcp on node[2-3]");
         let Waited::Done(map) = mgs.poll_map(0) else { panic!("no map") };
-        assert_eq!((map.nodes[0].rdma, map.nodes[1].rdma), (rdma, None));
+        assert_eq!((&map.nodes[0].rdma, &map.nodes[1].rdma), (&rdma, &vec![]));
         assert_eq!(joined(2).status().transport, "tcp");
     }
 

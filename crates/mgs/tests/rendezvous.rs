@@ -56,7 +56,7 @@ struct Node {
 impl Node {
     fn join(&mut self, mgs: &mut Mgs) {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        let joined = mgs.join(&Join { node: self.index, incarnation: self.incarnation, address, rdma: None });
+        let joined = mgs.join(&Join { node: self.index, incarnation: self.incarnation, address, rdma: vec![] });
         assert_eq!(joined, if self.is_lost { Err(JoinRefused::Lost(self.index)) } else { Ok(()) });
         self.has_joined = true;
     }

@@ -27,6 +27,7 @@ mod connect;
 mod error;
 mod hello;
 mod inproc;
+pub mod interfaces;
 mod munge;
 mod network;
 #[cfg(feature = "rdma")]
@@ -49,7 +50,7 @@ pub use channel::{Channel, ChannelLimits, Client, Deadline};
 pub use error::{ProtocolError, Remedy, RpcError, Waiting};
 pub use inproc::InProcess;
 pub use munge::Munge;
-pub use network::{Choice, Network};
+pub use network::{Choice, Network, NetworkConfig};
 #[cfg(feature = "rdma")]
 pub use rdma::{Rdma, RdmaConfig};
 pub use region::{Region, RegionPool, RegionTooLarge, Source};

@@ -44,6 +44,21 @@ pub enum Choice {
 #[derive(Clone)]
 pub struct Network(Arc<Inner>);
 
+/// Amounts of memory, as [`TcpConfig`] has them, and how many connections RDMA makes.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkConfig {
+    /// Memory for both transports.
+    pub memory: TcpConfig,
+    /// RDMA connections to each peer over each pair of devices; at least one.
+    pub rdma_connections: usize,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> NetworkConfig {
+        NetworkConfig { memory: TcpConfig::default(), rdma_connections: 1 }
+    }
+}
+
 struct Inner {
     tcp: Tcp,
     #[cfg(feature = "rdma")]
@@ -55,11 +70,11 @@ struct Inner {
 #[derive(Default)]
 struct Peers {
     /// RDMA addresses, by the TCP address.
-    rdma: HashMap<SocketAddr, SocketAddr>,
+    rdma: HashMap<SocketAddr, Arc<[SocketAddr]>>,
     /// Peers to which TCP is used instead, as the log says, and since when.
     fallen_back: HashMap<SocketAddr, Instant>,
     /// Where this node listens for RDMA.
-    listening: Option<SocketAddr>,
+    listening: Vec<SocketAddr>,
 }
 
 impl Peers {
@@ -70,12 +85,12 @@ impl Peers {
 }
 
 impl Network {
-    /// A node's network. `address` is that of this node on the network that the others reach it by: RDMA goes through the
-    /// device that serves it. An error says why there is no RDMA though it is required; with [`Choice::Auto`] the log says it.
-    pub fn open(choice: Choice, address: IpAddr, config: TcpConfig) -> Result<Network, String> {
+    /// A node's network. `addresses` are those of this node on the network that the others reach it by: RDMA goes through the
+    /// devices that serve them. An error says why there is no RDMA though it is required; with [`Choice::Auto`] the log says it.
+    pub fn open(choice: Choice, addresses: &[IpAddr], config: NetworkConfig) -> Result<Network, String> {
         let rdma = match choice {
             Choice::Tcp => None,
-            Choice::Auto | Choice::Rdma => Some(open_rdma(address, config)),
+            Choice::Auto | Choice::Rdma => Some(open_rdma(addresses, config)),
         };
         let rdma = match rdma {
             Some(Ok(rdma)) => Some(rdma),
@@ -86,7 +101,7 @@ impl Network {
             }
             None => None,
         };
-        Ok(Network::new(rdma, choice == Choice::Rdma, config))
+        Ok(Network::new(rdma, choice == Choice::Rdma, config.memory))
     }
 
     #[cfg(feature = "rdma")]
@@ -103,18 +118,18 @@ impl Network {
         Network(Arc::new(Inner { tcp: Tcp::new(config), is_required, peers: Mutex::default() }))
     }
 
-    /// Where this node listens for RDMA; `None` where it does not.
-    pub fn rdma_address(&self) -> Option<SocketAddr> {
-        self.peers().listening
+    /// Where this node listens for RDMA, device by device; nowhere, where it has none.
+    pub fn rdma_addresses(&self) -> Vec<SocketAddr> {
+        self.peers().listening.clone()
     }
 
-    /// Says where the peer of a TCP address listens for RDMA, or that it does not.
-    pub fn reach_by_rdma(&self, tcp: SocketAddr, rdma: Option<SocketAddr>) {
+    /// Says where the peer of a TCP address listens for RDMA; nowhere, where it does not.
+    pub fn reach_by_rdma(&self, tcp: SocketAddr, rdma: &[SocketAddr]) {
         let mut peers = self.peers();
         peers.fallen_back.remove(&tcp);
         match rdma {
-            Some(rdma) => peers.rdma.insert(tcp, rdma),
-            None => peers.rdma.remove(&tcp),
+            [] => peers.rdma.remove(&tcp),
+            rdma => peers.rdma.insert(tcp, rdma.into()),
         };
     }
 
@@ -130,15 +145,15 @@ impl Network {
         identity: &Identity,
     ) -> Option<Result<Arc<dyn Link>, RpcError>> {
         let rdma = self.0.rdma.as_ref()?;
-        let there = self.peers().rdma.get(&address).copied()?;
+        let there = self.peers().rdma.get(&address).cloned()?;
         if self.0.is_required {
-            return Some(rdma.connect(there, identity).await);
+            return Some(rdma.connect_to(&there, identity).await);
         }
         if self.peers().is_given_up(address) {
             return None;
         }
         let late = RpcError::Timeout(Waiting::Connection);
-        match tokio::time::timeout(RDMA_ATTEMPT, rdma.connect(there, identity)).await.unwrap_or(Err(late)) {
+        match tokio::time::timeout(RDMA_ATTEMPT, rdma.connect_to(&there, identity)).await.unwrap_or(Err(late)) {
             Err(error @ (RpcError::Unreachable(_) | RpcError::Timeout(_))) => {
                 if self.peers().fallen_back.insert(address, Instant::now()).is_none() {
                     warn!(peer = %address, %error, "RDMA does not come through to this peer, TCP is used");
@@ -165,11 +180,8 @@ impl Network {
     #[cfg(feature = "rdma")]
     async fn listen_for_rdma(&self, tcp: SocketAddr) -> io::Result<Option<Box<dyn Listener>>> {
         let Some(rdma) = &self.0.rdma else { return Ok(None) };
-        let listener = match rdma.bind(tcp).await {
-            Ok(listener) => listener,
-            Err(_) => rdma.bind(SocketAddr::new(tcp.ip(), 0)).await?,
-        };
-        self.peers().listening = Some(listener.address());
+        let (addresses, listener) = rdma.listen(tcp.port())?;
+        self.peers().listening = addresses;
         Ok(Some(listener))
     }
 
@@ -180,16 +192,17 @@ impl Network {
 }
 
 #[cfg(feature = "rdma")]
-fn open_rdma(address: IpAddr, config: TcpConfig) -> Result<Rdma, String> {
-    let TcpConfig { client_pool_bytes, server_pool_bytes } = config;
-    let rdma = Rdma::open(address, RdmaConfig { client_pool_bytes, server_pool_bytes });
-    let rdma = rdma.map_err(|reason| reason.to_string())?;
-    info!(device = rdma.device(), %address, "RDMA is used to peers that have it");
+fn open_rdma(addresses: &[IpAddr], config: NetworkConfig) -> Result<Rdma, String> {
+    let TcpConfig { client_pool_bytes, server_pool_bytes } = config.memory;
+    let config = RdmaConfig { client_pool_bytes, server_pool_bytes, connections: config.rdma_connections };
+    let rdma = Rdma::open(addresses, config).map_err(|reason| reason.to_string())?;
+    let devices = rdma.devices().join(", ");
+    info!(devices, ?addresses, "RDMA is used to peers that have it");
     Ok(rdma)
 }
 
 #[cfg(not(feature = "rdma"))]
-fn open_rdma(_address: IpAddr, _config: TcpConfig) -> Result<std::convert::Infallible, String> {
+fn open_rdma(_addresses: &[IpAddr], _config: NetworkConfig) -> Result<std::convert::Infallible, String> {
     Err("burstfs was built without RDMA".to_owned())
 }
 
@@ -246,18 +259,19 @@ mod tests {
 
     use super::*;
 
-    const CONFIG: TcpConfig = TcpConfig { client_pool_bytes: 1 << 20, server_pool_bytes: 1 << 20 };
+    const MEMORY: TcpConfig = TcpConfig { client_pool_bytes: 1 << 20, server_pool_bytes: 1 << 20 };
+    const CONFIG: NetworkConfig = NetworkConfig { memory: MEMORY, rdma_connections: 1 };
 
     #[tokio::test]
     async fn without_a_device_auto_is_tcp_and_rdma_says_why() {
         // The loopback is served by no device, on any machine.
         let here = Ipv4Addr::LOCALHOST.into();
-        let auto = Network::open(Choice::Auto, here, CONFIG).unwrap();
+        let auto = Network::open(Choice::Auto, &[here], CONFIG).unwrap();
         let listener = auto.bind(SocketAddr::new(here, 0)).await.unwrap();
         assert_ne!(listener.address().port(), 0);
-        assert_eq!(auto.rdma_address(), None);
-        let refused = Network::open(Choice::Rdma, here, CONFIG).err().unwrap();
+        assert_eq!(auto.rdma_addresses(), []);
+        let refused = Network::open(Choice::Rdma, &[here], CONFIG).err().unwrap();
         assert!(!refused.is_empty());
-        assert!(Network::open(Choice::Tcp, here, CONFIG).is_ok());
+        assert!(Network::open(Choice::Tcp, &[], CONFIG).is_ok());
     }
 }

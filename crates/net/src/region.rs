@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::mem;
 use std::ops::{Deref, DerefMut, Range};
+#[cfg(feature = "rdma")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 #[cfg(feature = "rdma")]
@@ -30,6 +32,9 @@ struct Inner {
     returned: Arc<Notify>,
     #[cfg(feature = "rdma")]
     arena: Option<Arena>,
+    /// That no more memory can be registered was said.
+    #[cfg(feature = "rdma")]
+    is_short: AtomicBool,
 }
 
 /// Blocks that wait for their next use, by their length.
@@ -140,6 +145,8 @@ impl Inner {
             returned: Arc::default(),
             #[cfg(feature = "rdma")]
             arena: None,
+            #[cfg(feature = "rdma")]
+            is_short: AtomicBool::new(false),
         }
     }
 
@@ -150,7 +157,11 @@ impl Inner {
             return match arena.take(block_len) {
                 Ok(block) => block.map(Memory::Registered),
                 Err(error) => {
-                    tracing::debug!(%error, "no more memory can be registered");
+                    // The first part of it is there, so that everything goes on, in turn.
+                    if !self.is_short.swap(true, Ordering::Relaxed) {
+                        let registered = arena.registered_bytes();
+                        tracing::warn!(%error, registered, "no more memory can be registered for RDMA: requests take turns");
+                    }
                     None
                 }
             };

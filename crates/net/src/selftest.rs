@@ -67,9 +67,9 @@ pub enum RdmaFault {
 
 /// Talks to itself through the device that serves `address`, as `uid`.
 pub async fn rdma(address: IpAddr, uid: u32, auth: Arc<dyn Authenticator>) -> Result<RdmaReport, RdmaFault> {
-    let config = RdmaConfig { client_pool_bytes: POOL_BYTES, server_pool_bytes: POOL_BYTES };
-    let transport = Rdma::open(address, config).map_err(|reason| RdmaFault::Unusable(reason.to_string()))?;
-    let device = transport.device().to_owned();
+    let config = RdmaConfig { client_pool_bytes: POOL_BYTES, server_pool_bytes: POOL_BYTES, connections: 1 };
+    let transport = Rdma::open(&[address], config).map_err(|reason| RdmaFault::Unusable(reason.to_string()))?;
+    let device = transport.devices().join(", ");
     let listener = transport.bind(SocketAddr::new(address, 0)).await.map_err(RdmaFault::Listen)?;
     let instance = InstanceId::new("selftest", 1, 0).map_err(|error| RdmaFault::Unusable(error.to_string()))?;
     let limits = ServerLimits::default();

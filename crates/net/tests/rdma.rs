@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burstfs_net::{
-    ChannelLimits, Choice, Client, Network, Rdma, RdmaConfig, ServerLimits, TcpConfig, Transport, XidSource,
+    ChannelLimits, Choice, Client, Network, NetworkConfig, Rdma, RdmaConfig, ServerLimits, TcpConfig, Transport,
+    XidSource,
 };
 use burstfs_proto::frame::{DAMAGED, Header, Kind};
 use burstfs_proto::hello::{Challenge, MAGIC, Opening, Proof, Refusal, Role, Side, Verdict, signed};
@@ -60,7 +61,7 @@ impl Raw {
         assert!(matches!(Raw::event(&mut id).await, Event::AddressResolved));
         id.resolve_route(Duration::from_secs(3)).unwrap();
         assert!(matches!(Raw::event(&mut id).await, Event::RouteResolved));
-        let arena = Arena::new(&domain, Purpose::Private, 1).unwrap();
+        let arena = Arena::new(std::slice::from_ref(&domain), Purpose::Private, 1).unwrap();
         let depths = Depths { sends: 256, receives: 64, inline: 256 };
         let mut endpoint = Endpoint::new(id, &domain, depths).unwrap();
         for _ in 0..depths.receives {
@@ -315,11 +316,12 @@ fn queue_pairs() -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs an RDMA device (make rdma-test)"]
 async fn a_network_uses_rdma_where_both_ends_have_it_and_tcp_elsewhere() {
-    let config = TcpConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20 };
-    let open = |choice| Network::open(choice, rdma_address(), config).unwrap();
+    let memory = TcpConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20 };
+    let config = NetworkConfig { memory, rdma_connections: 1 };
+    let open = |choice| Network::open(choice, &[rdma_address()], config).unwrap();
     let there = open(Choice::Auto);
     let world = World::new(Arc::new(there.clone())).await;
-    let rdma = there.rdma_address().unwrap();
+    let [rdma] = there.rdma_addresses()[..] else { panic!("one address") };
     let bytes = pattern(100_000);
     let call = async |network: &Network| {
         let identity = world.identity(6);
@@ -335,17 +337,17 @@ async fn a_network_uses_rdma_where_both_ends_have_it_and_tcp_elsewhere() {
     let none = queue_pairs();
     // Nobody said that the peer has RDMA; it has, at the wrong place; it has, but this side is to use TCP.
     let (auto, tcp) = (open(Choice::Auto), open(Choice::Tcp));
-    for (network, rdma) in [(&auto, None), (&auto, Some(SocketAddr::new(rdma.ip(), 1))), (&tcp, Some(rdma))] {
-        network.reach_by_rdma(world.address, rdma);
+    for (network, rdma) in [(&auto, vec![]), (&auto, vec![SocketAddr::new(rdma.ip(), 1)]), (&tcp, vec![rdma])] {
+        network.reach_by_rdma(world.address, &rdma);
         let (sent, pairs) = call(network).await;
         assert_eq!((sent.is_ok(), pairs), (true, none), "{rdma:?}");
     }
-    auto.reach_by_rdma(world.address, Some(rdma));
+    auto.reach_by_rdma(world.address, &[rdma]);
     let (sent, pairs) = call(&auto).await;
     assert!(sent.is_ok() && pairs > none);
     // Where RDMA is required there is no other way.
     let required = open(Choice::Rdma);
-    required.reach_by_rdma(world.address, Some(SocketAddr::new(rdma.ip(), 1)));
+    required.reach_by_rdma(world.address, &[SocketAddr::new(rdma.ip(), 1)]);
     assert!(call(&required).await.0.is_err());
     world.end().await;
 }
@@ -356,14 +358,58 @@ fn far() -> (IpAddr, IpAddr) {
 }
 
 fn open(address: IpAddr) -> Arc<dyn Transport> {
-    let config = RdmaConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20 };
-    Arc::new(Rdma::open(address, config).unwrap())
+    let config = RdmaConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20, connections: 1 };
+    Arc::new(Rdma::open(&[address], config).unwrap())
 }
 
 fn far_client(world: &World) -> Client {
     let identity = world.identity(5);
     let Role::Node(id) = identity.role else { panic!("a command") };
     Client::new(open(far().0), identity, XidSource::new(id), ChannelLimits::default())
+}
+
+/// Connected queue pairs of a device.
+fn queue_pairs_of(device: &str) -> usize {
+    let output =
+        Command::new("rdma").args(["resource", "show", "qp", "link", &format!("{device}/1")]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| line.contains("type RC") && line.contains("state RTS")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs two RDMA devices (make rdma-test)"]
+async fn connections_are_spread_over_all_devices_and_as_many_as_configured() {
+    const CONNECTIONS: usize = 2;
+    let before = ["rxe1", "rxe2"].map(queue_pairs_of);
+    let rails = [far().1, far().0];
+    let memory = TcpConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20 };
+    let config = NetworkConfig { memory, rdma_connections: CONNECTIONS };
+    let there = Network::open(Choice::Rdma, &rails, config).unwrap();
+    let world = World::new(Arc::new(there.clone())).await;
+    assert_eq!(there.rdma_addresses().iter().map(|address| address.ip()).collect::<Vec<_>>(), rails);
+    let here = Network::open(Choice::Rdma, &rails, config).unwrap();
+    here.reach_by_rdma(world.address, &there.rdma_addresses());
+    let identity = world.identity(6);
+    let Role::Node(id) = identity.role else { panic!("a command") };
+    let client = Client::new(Arc::new(here), identity, XidSource::new(id), ChannelLimits::default());
+    let channel = client.channel(world.address);
+    let bytes = pattern(200_000);
+    // One after the other, so that each lane has its turn, and at once.
+    for _ in 0..8 {
+        let sent = channel.call_sending(&Store { pieces: 1 }, client.copy_to_send(&bytes), soon()).await.unwrap();
+        assert_eq!(sent, stored(&bytes));
+    }
+    let fetches = (0..8).map(|_| async {
+        let sink = client.region(bytes.len()).await.unwrap();
+        channel.call_receiving(&Fetch { len: bytes.len(), pieces: 1 }, sink, soon()).await.unwrap().1
+    });
+    assert!(join_all(fetches).await.iter().all(|fetched| fetched[..] == bytes[..]));
+    // Both ends are here.
+    let now = ["rxe1", "rxe2"].map(queue_pairs_of);
+    assert_eq!([now[0] - before[0], now[1] - before[1]], [2 * CONNECTIONS; 2]);
+    drop((channel, client));
+    eventually("all connections are gone", || ["rxe1", "rxe2"].map(queue_pairs_of) == before).await;
+    world.end().await;
 }
 
 /// Runs a line of shell with the functions of the guest's network.

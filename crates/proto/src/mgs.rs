@@ -35,8 +35,8 @@ pub struct Join {
     pub incarnation: u64,
     /// Where its targets answer.
     pub address: SocketAddr,
-    /// Where they answer over RDMA; `None` where this node has none, or is not to use it.
-    pub rdma: Option<SocketAddr>,
+    /// Where they answer over RDMA, device by device; nowhere where this node has none, or is not to use it.
+    pub rdma: Vec<SocketAddr>,
 }
 
 /// Waits for the map for at most `wait_ms`.
@@ -76,7 +76,7 @@ pub struct MapNode {
     /// Where its targets answer.
     pub address: SocketAddr,
     /// Where they answer over RDMA.
-    pub rdma: Option<SocketAddr>,
+    pub rdma: Vec<SocketAddr>,
 }
 
 /// What all nodes go through together, in this order.

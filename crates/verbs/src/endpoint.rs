@@ -156,8 +156,7 @@ impl<T> Endpoint<T> {
 
     /// Posts a receive into all of `block`.
     pub fn receive(&mut self, block: Block, token: T) -> Result<(), VerbsError> {
-        self.check_memory(&block.0)?;
-        let mut segment = segment(&block.0, 0, block.len());
+        let mut segment = self.segment(&block.0, block.len())?;
         let number =
             self.outstanding.put(Outstanding { token, lent: Some(Lent::Block(block)), places: 0, window: None });
         let mut request =
@@ -179,8 +178,7 @@ impl<T> Endpoint<T> {
 
     /// Sends the first `len` bytes of a block.
     pub fn send(&mut self, from: Hold, len: usize, token: T) -> Result<(), VerbsError> {
-        self.check_memory(&from)?;
-        let segment = segment(&from, 0, len.min(from.capacity()));
+        let segment = self.segment(&from, len)?;
         self.post(Some(segment), send_request(), Some(Lent::Hold(from)), token)
     }
 
@@ -198,15 +196,13 @@ impl<T> Endpoint<T> {
 
     /// Reads `len` bytes of the peer's into the beginning of a block, which comes back with the completion.
     pub fn read(&mut self, into: Block, len: usize, from: Remote, token: T) -> Result<(), VerbsError> {
-        self.check_memory(&into.0)?;
-        let segment = segment(&into.0, 0, len.min(into.len()));
+        let segment = self.segment(&into.0, len)?;
         self.post(Some(segment), remote_request(sys::IBV_WR_RDMA_READ, from), Some(Lent::Block(into)), token)
     }
 
     /// Writes the first `len` bytes of a block to the peer. What is sent after it arrives after it.
     pub fn write(&mut self, from: Hold, len: usize, to: Remote, token: T) -> Result<(), VerbsError> {
-        self.check_memory(&from)?;
-        let segment = segment(&from, 0, len.min(from.capacity()));
+        let segment = self.segment(&from, len)?;
         self.post(Some(segment), remote_request(sys::IBV_WR_RDMA_WRITE, to), Some(Lent::Hold(from)), token)
     }
 
@@ -224,9 +220,11 @@ impl<T> Endpoint<T> {
             Lent::Hold(hold) => (hold, sys::IBV_ACCESS_REMOTE_READ),
         };
         let refused = |errno| VerbsError::new("ibv_post_send (bind)", errno);
-        if !hold.is_of(&self.domain) || !hold.is_exposable() || range.is_empty() || range.end > hold.capacity() {
+        let registration = hold.registration(&self.domain).filter(|_| hold.is_exposable());
+        let registration = registration.filter(|_| !range.is_empty() && range.end <= hold.capacity());
+        let Some(registration) = registration else {
             return Err((refused(libc::EINVAL), lent));
-        }
+        };
         // Room for this and for the request that makes it invalid, or nothing could ever be taken back.
         if self.room() < 2 {
             return Err((refused(libc::EAGAIN), lent));
@@ -241,7 +239,7 @@ impl<T> Endpoint<T> {
         let mut request: sys::ibv_send_wr = unsafe { std::mem::zeroed() };
         request.opcode = sys::IBV_WR_BIND_MW;
         let bind_info = sys::ibv_mw_bind_info {
-            mr: hold.registration(),
+            mr: registration.as_ptr(),
             addr: address,
             length: range.len() as u64,
             mw_access_flags: access,
@@ -321,8 +319,14 @@ impl<T> Endpoint<T> {
         (completions, exposed)
     }
 
-    fn check_memory(&self, hold: &Hold) -> Result<(), VerbsError> {
-        if hold.is_of(&self.domain) { Ok(()) } else { Err(VerbsError::new("ibv_post_send", libc::EINVAL)) }
+    /// The first `len` bytes of a block, which must be memory of this endpoint's domain.
+    fn segment(&self, hold: &Hold, len: usize) -> Result<sys::ibv_sge, VerbsError> {
+        let registration =
+            hold.registration(&self.domain).ok_or_else(|| VerbsError::new("ibv_post_send", libc::EINVAL))?;
+        let length = u32::try_from(len.min(hold.capacity())).unwrap_or(u32::MAX);
+        // SAFETY: a registration lives as long as its slab, which the hold keeps.
+        let lkey = unsafe { registration.as_ref().lkey };
+        Ok(sys::ibv_sge { addr: hold.address() as u64, length, lkey })
     }
 
     fn post(
@@ -384,11 +388,6 @@ impl<T> Drop for Endpoint<T> {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-fn segment(hold: &Hold, offset: usize, len: usize) -> sys::ibv_sge {
-    let length = u32::try_from(len).unwrap_or(u32::MAX);
-    sys::ibv_sge { addr: hold.address().wrapping_add(offset) as u64, length, lkey: hold.local_key() }
 }
 
 fn send_request() -> sys::ibv_send_wr {

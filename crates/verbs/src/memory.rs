@@ -1,8 +1,8 @@
 //! Memory that a device may reach.
 //!
-//! Owns: slabs, each mapped and registered once, and the blocks in them. Does not own: how much of it anybody may use at a
-//! time. Invariants: a block's bytes are accessible to one owner; while a [`Hold`] of it lives they are given to nobody
-//! else; a slab stays mapped and registered as long as a block of it lives. The registration itself gives no peer access:
+//! Owns: slabs, each mapped once and registered once in each protection domain, and the blocks in them. Does not own: how much of
+//! it anybody may use at a time. Invariants: a block's bytes are accessible to one owner; while a [`Hold`] of it lives they are
+//! given to nobody else; a slab stays mapped and registered as long as a block of it lives. The registration itself gives no peer access:
 //! peers reach what an endpoint exposes through a window (`Endpoint::expose`), nothing else.
 
 use std::ops::{Deref, DerefMut};
@@ -37,7 +37,7 @@ pub enum Purpose {
 pub struct Arena(Arc<Shared>);
 
 struct Shared {
-    domain: ProtectionDomain,
+    domains: Vec<ProtectionDomain>,
     purpose: Purpose,
     slabs_max: usize,
     slabs: Mutex<Vec<(Arc<Slab>, Buddy)>>,
@@ -45,11 +45,12 @@ struct Shared {
 }
 
 impl Arena {
-    /// An arena with its first slab, so that what keeps memory from being registered is known at once.
-    pub fn new(domain: &ProtectionDomain, purpose: Purpose, limit_bytes: usize) -> Result<Arena, VerbsError> {
+    /// An arena with its first slab, so that what keeps memory from being registered is known at once. Endpoints of any of
+    /// the domains, which may be of several devices, can use its memory.
+    pub fn new(domains: &[ProtectionDomain], purpose: Purpose, limit_bytes: usize) -> Result<Arena, VerbsError> {
         let slabs_max = limit_bytes.div_ceil(SLAB_BYTES).max(1);
-        let (domain, slabs) = (domain.clone(), Mutex::default());
-        let arena = Arena(Arc::new(Shared { domain, purpose, slabs_max, slabs, on_return: OnceLock::new() }));
+        let (domains, slabs) = (domains.to_vec(), Mutex::default());
+        let arena = Arena(Arc::new(Shared { domains, purpose, slabs_max, slabs, on_return: OnceLock::new() }));
         arena.slabs().push(arena.slab()?);
         Ok(arena)
     }
@@ -85,7 +86,7 @@ impl Arena {
     }
 
     fn slab(&self) -> Result<(Arc<Slab>, Buddy), VerbsError> {
-        let slab = Slab::new(&self.0.domain, self.0.purpose)?;
+        let slab = Slab::new(&self.0.domains, self.0.purpose)?;
         Ok((Arc::new(slab), Buddy::new(ORDER_MAX, SLAB_BYTES / BLOCK_MAX_BYTES)))
     }
 
@@ -127,20 +128,13 @@ impl Hold {
 
     pub(crate) fn address(&self) -> *mut u8 {
         // The unit lies within the slab, as the allocator was told its size.
-        self.0.slab.base.as_ptr().wrapping_add(self.0.unit * BLOCK_MIN_BYTES)
+        self.0.slab.base.0.as_ptr().wrapping_add(self.0.unit * BLOCK_MIN_BYTES)
     }
 
-    pub(crate) fn local_key(&self) -> u32 {
-        // SAFETY: the registration lives as long as the slab.
-        unsafe { self.0.slab.region.as_ref().lkey }
-    }
-
-    pub(crate) fn registration(&self) -> *mut sys::ibv_mr {
-        self.0.slab.region.as_ptr()
-    }
-
-    pub(crate) fn is_of(&self, domain: &ProtectionDomain) -> bool {
-        self.0.slab.domain.is(domain)
+    /// The registration in that domain; `None` where the memory is none of it.
+    pub(crate) fn registration(&self, domain: &ProtectionDomain) -> Option<NonNull<sys::ibv_mr>> {
+        let found = self.0.slab.registrations.iter().find(|registration| registration.domain.is(domain))?;
+        Some(found.region)
     }
 
     pub(crate) fn is_exposable(&self) -> bool {
@@ -190,53 +184,67 @@ impl std::fmt::Debug for Block {
 
 /// Memory, mapped and registered.
 struct Slab {
-    base: NonNull<u8>,
-    region: NonNull<sys::ibv_mr>,
+    /// Gone before the mapping is.
+    registrations: Vec<Registration>,
+    base: Mapping,
     purpose: Purpose,
+}
+
+/// Addresses of a slab's length.
+struct Mapping(NonNull<u8>);
+
+/// A mapping as one device knows it.
+struct Registration {
+    region: NonNull<sys::ibv_mr>,
     domain: ProtectionDomain,
 }
 
-// SAFETY: the slab itself only keeps the mapping and its registration; the bytes are reached through blocks, each of which
+// SAFETY: the slab itself only keeps the mapping and its registrations; the bytes are reached through blocks, each of which
 // has one owner. libibverbs allows its calls from any thread.
 unsafe impl Send for Slab {}
 // SAFETY: as above; nothing of the slab changes after it was made.
 unsafe impl Sync for Slab {}
 
 impl Slab {
-    fn new(domain: &ProtectionDomain, purpose: Purpose) -> Result<Slab, VerbsError> {
+    fn new(domains: &[ProtectionDomain], purpose: Purpose) -> Result<Slab, VerbsError> {
         let base = map()?;
+        let registrations =
+            domains.iter().map(|domain| Registration::new(&base, domain, purpose)).collect::<Result<_, _>>();
+        Ok(Slab { registrations: registrations?, base, purpose })
+    }
+}
+
+impl Registration {
+    fn new(base: &Mapping, domain: &ProtectionDomain, purpose: Purpose) -> Result<Registration, VerbsError> {
         let access = match purpose {
             Purpose::Private => sys::IBV_ACCESS_LOCAL_WRITE,
             Purpose::Exposable => sys::IBV_ACCESS_LOCAL_WRITE | sys::IBV_ACCESS_MW_BIND,
         };
-        // SAFETY: the domain is alive, and the range was just mapped with that length.
+        // SAFETY: the domain is alive, and the range is mapped with that length; the slab unmaps it after the registrations.
         let region = unsafe {
-            sys::ibv_reg_mr(domain.pointer(), base.as_ptr().cast(), SLAB_BYTES, i32::try_from(access).unwrap_or(0))
+            sys::ibv_reg_mr(domain.pointer(), base.0.as_ptr().cast(), SLAB_BYTES, i32::try_from(access).unwrap_or(0))
         };
-        match check_pointer("ibv_reg_mr", region) {
-            Ok(region) => Ok(Slab { base, region, purpose, domain: domain.clone() }),
-            Err(error) => {
-                // SAFETY: mapped above, and nobody has it.
-                unsafe { libc::munmap(base.as_ptr().cast(), SLAB_BYTES) };
-                Err(error)
-            }
-        }
+        Ok(Registration { region: check_pointer("ibv_reg_mr", region)?, domain: domain.clone() })
     }
 }
 
-impl Drop for Slab {
+impl Drop for Registration {
     fn drop(&mut self) {
         // SAFETY: with the last block of the slab every work request that named it has ended, or its QP is destroyed
         // (`Endpoint` keeps the blocks until then), and every window is gone for the same reason.
-        unsafe {
-            sys::ibv_dereg_mr(self.region.as_ptr());
-            libc::munmap(self.base.as_ptr().cast(), SLAB_BYTES);
-        }
+        unsafe { sys::ibv_dereg_mr(self.region.as_ptr()) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped with that length, and no block, and no device, has it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), SLAB_BYTES) };
     }
 }
 
 /// Maps a slab: of huge pages where some are set aside, else where the kernel may make them.
-fn map() -> Result<NonNull<u8>, VerbsError> {
+fn map() -> Result<Mapping, VerbsError> {
     let mapped = |flags| {
         let (read_write, any) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
         // SAFETY: a new mapping at a place that the kernel chooses touches nothing that exists.
@@ -245,10 +253,10 @@ fn map() -> Result<NonNull<u8>, VerbsError> {
         if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast::<u8>()) }
     };
     if let Some(base) = mapped(libc::MAP_HUGETLB) {
-        return Ok(base);
+        return Ok(Mapping(base));
     }
     let base = mapped(0).ok_or_else(|| VerbsError::last("mmap"))?;
     // SAFETY: the range was just mapped. Whether the advice is taken makes no difference to what follows.
     unsafe { libc::madvise(base.as_ptr().cast(), SLAB_BYTES, libc::MADV_HUGEPAGE) };
-    Ok(base)
+    Ok(Mapping(base))
 }

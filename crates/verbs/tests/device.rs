@@ -49,7 +49,7 @@ struct Side {
 impl Side {
     fn new(id: ConnectionId, device: &Device, purpose: Purpose) -> Side {
         let domain = ProtectionDomain::new(device).unwrap();
-        let arena = Arena::new(&domain, purpose, ARENA_BYTES).unwrap();
+        let arena = Arena::new(std::slice::from_ref(&domain), purpose, ARENA_BYTES).unwrap();
         let mut endpoint = Endpoint::new(id, &domain, DEPTHS).unwrap();
         for _ in 0..DEPTHS.receives {
             endpoint.receive(arena.take(4096).unwrap().unwrap(), "receive").unwrap();

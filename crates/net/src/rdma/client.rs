@@ -27,14 +27,16 @@ use crate::hello;
 use crate::region::{Region, RegionPool};
 use crate::transport::{ClientBulk, Link, Lost, LostCause, Outcome, Reply, Request, checksum_error, result_of};
 
-/// Connects, and goes through the hello.
+/// Connects through one of the devices, and goes through the hello.
 pub(super) async fn connect(
     transport: &Rdma,
+    rail: usize,
     address: SocketAddr,
     identity: &Identity,
 ) -> Result<Arc<dyn Link>, RpcError> {
-    let endpoint = handshake::connect(&transport.client, transport.address, address).await?;
-    let wire = Wire::new(endpoint, &transport.client.buffers, false).map_err(unreachable)?;
+    let rail = &transport.rails[rail];
+    let endpoint = handshake::connect(&rail.client, rail.address, address).await?;
+    let wire = Wire::new(endpoint, &rail.client.buffers, false).map_err(unreachable)?;
     let shared = Arc::new(Shared {
         wire: wire.clone(),
         waiting: Mutex::new(Some(HashMap::new())),

@@ -14,7 +14,8 @@
 //! reply; the memory itself is registered without any right for others. A server registers nothing that could be reached.
 //! No message ever finds no receive posted (`credits`).
 //!
-//! Owns: the device, one protection domain for each direction, the registered pools. A connection that fails ends alone
+//! Owns: the devices, one protection domain of each for each direction, the registered pools. A peer is reached over as many
+//! connections as the configuration says, and over all devices that both have (`lanes`). A connection that fails ends alone
 //! (`connection`). A dead peer is noticed by the device: what is sent is acknowledged or fails after a few seconds, and where
 //! nothing is sent a probe is, every five seconds.
 
@@ -22,17 +23,20 @@ mod client;
 mod connection;
 mod credits;
 mod handshake;
+mod lanes;
 mod server;
 mod wire;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::slice;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use burstfs_verbs::{Arena, ConnectionId, Device, ProtectionDomain, Purpose, SLAB_BYTES, Unusable, VerbsError};
 use tokio::io::unix::AsyncFd;
+use tracing::warn;
 
 use crate::auth::Identity;
 use crate::error::RpcError;
@@ -44,33 +48,41 @@ const BUFFERS_MAX_BYTES: usize = 512 << 20;
 /// A client's copies of bytes that are not in registered memory.
 const COPIES_MAX_BYTES: usize = 32 << 20;
 
-/// Amounts of memory. It is registered, and so locked, in steps of 8 MiB when it is first used.
+/// Amounts of memory, which is registered, and so locked, in steps of 8 MiB when it is first used; and how many connections.
 #[derive(Clone, Copy, Debug)]
 pub struct RdmaConfig {
     /// For the bulk data of this process's requests.
     pub client_pool_bytes: usize,
     /// For the bulk data of requests to this process's servers, all connections together.
     pub server_pool_bytes: usize,
+    /// To each peer over each pair of devices; at least one.
+    pub connections: usize,
 }
 
 impl Default for RdmaConfig {
     fn default() -> RdmaConfig {
-        RdmaConfig { client_pool_bytes: 128 << 20, server_pool_bytes: 128 << 20 }
+        RdmaConfig { client_pool_bytes: 128 << 20, server_pool_bytes: 128 << 20, connections: 1 }
     }
 }
 
-/// RDMA over one device. Clones share it, and the memory.
+/// RDMA over one device or several. Clones share them, and the memory.
 #[derive(Clone)]
 pub struct Rdma {
-    address: IpAddr,
-    client: Side,
-    server: Side,
+    rails: Arc<[Rail]>,
+    connections: usize,
     client_pool: RegionPool,
     copies: RegionPool,
     server_pool: RegionPool,
 }
 
-/// What the connections of one direction share.
+/// One device, by the address that it serves.
+struct Rail {
+    address: IpAddr,
+    client: Side,
+    server: Side,
+}
+
+/// What the connections of one direction over one device share.
 #[derive(Clone)]
 struct Side {
     domain: ProtectionDomain,
@@ -80,37 +92,82 @@ struct Side {
 impl Side {
     fn new(device: &Device) -> Result<Side, Unusable> {
         let domain = ProtectionDomain::new(device)?;
-        let buffers = arena(&domain, Purpose::Private, BUFFERS_MAX_BYTES)?;
+        let buffers = arena(slice::from_ref(&domain), Purpose::Private, BUFFERS_MAX_BYTES)?;
         Ok(Side { domain, buffers })
     }
 }
 
-impl Rdma {
-    /// Opens the device that serves `address` of this machine, and registers some memory; says why where that does not go.
-    pub fn open(address: IpAddr, config: RdmaConfig) -> Result<Rdma, Unusable> {
+impl Rail {
+    fn open(address: IpAddr) -> Result<Rail, Unusable> {
         let device = Device::at(address)?;
-        let (client, server) = (Side::new(&device)?, Side::new(&device)?);
-        let pool = |side: &Side, purpose, bytes| {
-            Ok::<_, Unusable>(RegionPool::registered(arena(&side.domain, purpose, bytes)?, bytes))
+        Ok(Rail { address, client: Side::new(&device)?, server: Side::new(&device)? })
+    }
+
+    fn listen(&self, port: u16) -> io::Result<(ConnectionId, SocketAddr)> {
+        const BACKLOG: i32 = 1024;
+        let id = ConnectionId::new().map_err(reason)?;
+        id.bind(SocketAddr::new(self.address, port)).map_err(reason)?;
+        id.listen(BACKLOG).map_err(reason)?;
+        let address = id.local_address().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok((id, address))
+    }
+}
+
+impl Rdma {
+    /// Opens the devices that serve these addresses of this machine, and registers some memory. One of several that cannot be
+    /// used is left out, with a line of the log; says why where none can.
+    pub fn open(addresses: &[IpAddr], config: RdmaConfig) -> Result<Rdma, Unusable> {
+        let (mut rails, mut unusable) = (Vec::new(), Vec::new());
+        for address in addresses {
+            match Rail::open(*address) {
+                Ok(rail) => rails.push(rail),
+                Err(reason) => unusable.push(reason),
+            }
+        }
+        if rails.is_empty() {
+            return Err(unusable.into_iter().next().unwrap_or(Unusable::NoDevice));
+        }
+        for reason in unusable {
+            warn!("one of this node's RDMA devices is not used: {reason}");
+        }
+        let domains = |side: fn(&Rail) -> &Side| rails.iter().map(|rail| side(rail).domain.clone()).collect::<Vec<_>>();
+        let (client, server) = (domains(|rail| &rail.client), domains(|rail| &rail.server));
+        let pool = |domains: &[ProtectionDomain], purpose, bytes| {
+            Ok::<_, Unusable>(RegionPool::registered(arena(domains, purpose, bytes)?, bytes))
         };
         Ok(Rdma {
-            address,
             client_pool: pool(&client, Purpose::Exposable, config.client_pool_bytes)?,
             copies: pool(&client, Purpose::Exposable, COPIES_MAX_BYTES)?,
             server_pool: pool(&server, Purpose::Private, config.server_pool_bytes)?,
-            client,
-            server,
+            connections: config.connections.max(1),
+            rails: rails.into(),
         })
     }
 
-    /// The device's name.
-    pub fn device(&self) -> &str {
-        self.client.domain.device().name()
+    /// The devices' names.
+    pub fn devices(&self) -> Vec<&str> {
+        self.rails.iter().map(|rail| rail.client.domain.device().name()).collect()
     }
 
     /// Memory for the bulk data of requests to this process's servers.
     pub fn server_regions(&self) -> &RegionPool {
         &self.server_pool
+    }
+
+    /// Listens over each device, at `port` where that is free there, else at any; where, and for whom.
+    pub fn listen(&self, port: u16) -> io::Result<(Vec<SocketAddr>, Box<dyn Listener>)> {
+        let mut listeners = Vec::new();
+        for rail in self.rails.iter() {
+            let (id, address) = rail.listen(port).or_else(|_| rail.listen(0))?;
+            listeners.push(server::RdmaListener::new(id, address, rail, &self.server_pool)?);
+        }
+        let addresses = listeners.iter().map(server::RdmaListener::address).collect();
+        Ok((addresses, Box::new(server::RailListeners::new(listeners))))
+    }
+
+    /// The link to a peer that listens at these addresses.
+    pub async fn connect_to(&self, there: &[SocketAddr], identity: &Identity) -> Result<Arc<dyn Link>, RpcError> {
+        lanes::connect(self, there, identity).await
     }
 }
 
@@ -125,26 +182,23 @@ impl Transport for Rdma {
     }
 
     async fn connect(&self, address: SocketAddr, identity: &Identity) -> Result<Arc<dyn Link>, RpcError> {
-        client::connect(self, address, identity).await
+        self.connect_to(&[address], identity).await
     }
 
-    /// Listens at the device's address, whichever is asked for; the port is the one asked for.
+    /// Listens at the first device's address, whichever is asked for; the port is the one asked for.
     async fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        const BACKLOG: i32 = 1024;
-        let id = ConnectionId::new().map_err(reason)?;
-        id.bind(SocketAddr::new(self.address, address.port())).map_err(reason)?;
-        id.listen(BACKLOG).map_err(reason)?;
-        let address = id.local_address().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Box::new(server::RdmaListener::new(id, address, self)?))
+        let Some(rail) = self.rails.first() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+        let (id, address) = rail.listen(address.port())?;
+        Ok(Box::new(server::RdmaListener::new(id, address, rail, &self.server_pool)?))
     }
 }
 
 /// An arena; the limit of locked memory is told apart from other reasons.
-fn arena(domain: &ProtectionDomain, purpose: Purpose, bytes: usize) -> Result<Arena, Unusable> {
+fn arena(domains: &[ProtectionDomain], purpose: Purpose, bytes: usize) -> Result<Arena, Unusable> {
     let lock = |error: VerbsError| {
         if error.is_memory_lock_limit() { Unusable::MemoryLock(error) } else { Unusable::Failed(error) }
     };
-    Arena::new(domain, purpose, bytes.max(SLAB_BYTES)).map_err(lock)
+    Arena::new(domains, purpose, bytes.max(SLAB_BYTES)).map_err(lock)
 }
 
 /// What waits for a descriptor of the device's, over a descriptor of its own.

@@ -11,13 +11,14 @@ use burstfs_proto::service::{Bulk, BulkError, in_bounds};
 use burstfs_types::{Errno, limits};
 use burstfs_verbs::{Block, ConnectionId, Event, Remote};
 use bytes::Bytes;
+use futures_util::future::select_all;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::connection::{Cause, Outgoing, Returned, Role, Wire};
 use super::handshake::{self, Events};
 use super::wire::{self, CARRIED_MAX_BYTES, Carried, Message, Text, WRITTEN, oldest};
-use super::{Rdma, Side, unreachable};
+use super::{Rail, Side, unreachable};
 use crate::auth::{Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
@@ -35,9 +36,55 @@ pub(super) struct RdmaListener {
 }
 
 impl RdmaListener {
-    pub(super) fn new(id: ConnectionId, address: SocketAddr, transport: &Rdma) -> io::Result<RdmaListener> {
+    pub(super) fn new(
+        id: ConnectionId,
+        address: SocketAddr,
+        rail: &Rail,
+        pool: &RegionPool,
+    ) -> io::Result<RdmaListener> {
         let events = Events::of(&id)?;
-        Ok(RdmaListener { id, events, address, side: transport.server.clone(), pool: transport.server_pool.clone() })
+        Ok(RdmaListener { id, events, address, side: rail.server.clone(), pool: pool.clone() })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// The listeners of all devices, as one.
+pub(super) struct RailListeners {
+    listeners: Vec<RdmaListener>,
+    address: SocketAddr,
+}
+
+impl RailListeners {
+    /// Of at least one.
+    pub(super) fn new(listeners: Vec<RdmaListener>) -> RailListeners {
+        let address = listeners.first().map_or(SocketAddr::from(([0, 0, 0, 0], 0)), RdmaListener::address);
+        RailListeners { listeners, address }
+    }
+}
+
+#[async_trait]
+impl Listener for RailListeners {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    async fn accept(&mut self) -> io::Result<Box<dyn Incoming>> {
+        loop {
+            let accepts = self.listeners.iter_mut().map(Listener::accept);
+            let (accepted, at, rest) = select_all(accepts).await;
+            drop(rest);
+            match accepted {
+                // A device that is gone takes only its own listener along.
+                Err(error) if error.kind() == io::ErrorKind::NetworkDown && self.listeners.len() > 1 => {
+                    warn!(address = %self.listeners[at].address, "an RDMA device is gone");
+                    self.listeners.remove(at);
+                }
+                accepted => return accepted,
+            }
+        }
     }
 }
 

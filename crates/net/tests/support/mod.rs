@@ -171,8 +171,14 @@ pub fn tcp() -> Arc<dyn Transport> {
 /// RDMA over the device of the address that `BURSTFS_RDMA_ADDRESS` names.
 #[cfg(feature = "rdma")]
 pub fn rdma() -> Arc<dyn Transport> {
-    let config = burstfs_net::RdmaConfig { client_pool_bytes: 64 << 20, server_pool_bytes: 64 << 20 };
-    Arc::new(burstfs_net::Rdma::open(rdma_address(), config).unwrap())
+    rdma_over(&[rdma_address()], 1)
+}
+
+/// RDMA over the devices of these addresses, with so many connections over each.
+#[cfg(feature = "rdma")]
+pub fn rdma_over(addresses: &[IpAddr], connections: usize) -> Arc<dyn Transport> {
+    let config = burstfs_net::RdmaConfig { client_pool_bytes: 64 << 20, server_pool_bytes: 64 << 20, connections };
+    Arc::new(burstfs_net::Rdma::open(addresses, config).unwrap())
 }
 
 pub fn rdma_address() -> IpAddr {
