@@ -3,8 +3,8 @@
 //!
 //! Whoever has something to send posts it at once, on his own thread, under the connection's lock; what finds no credit, no room
 //! in the queue or no buffer stays in the outbox, and the connection's task posts it when a completion makes room. Only that task
-//! takes completions. It polls as long as there are some, a little longer, and then waits for the device's event: an idle
-//! connection costs nothing.
+//! takes completions. It polls as long as there are some, a little longer, letting the other tasks of its thread run in between, and
+//! then waits for the device's event: an idle connection costs nothing.
 //!
 //! ```text
 //!   hello ---- proven(): requests and replies may come ---- close(), a failed request, the peer's end, silence ---> ended
@@ -298,81 +298,105 @@ impl Wire {
     /// The connection's task.
     pub(super) async fn run(self: Arc<Self>, role: Arc<dyn Role>) {
         let mut heartbeat = TokioInstant::now() + HEARTBEAT;
+        // When there was something to do.
+        let mut last = Instant::now();
         let cause = loop {
-            if let Err(error) = self.work(&*role) {
-                self.state().fail(Cause::Protocol(error));
+            let mut is_busy = self.work_or_fail(&*role);
+            if !is_busy && last.elapsed() >= POLL_TIME {
+                // A completion that came before it was asked for is not announced.
+                self.arm();
+                is_busy = self.work_or_fail(&*role);
+                if !is_busy {
+                    if let Some(cause) = self.over() {
+                        break cause;
+                    }
+                    self.wait(&mut heartbeat).await;
+                    last = Instant::now();
+                    continue;
+                }
             }
-            if let Some(cause) = self.state().over.clone() {
+            if let Some(cause) = self.over() {
                 break cause;
             }
-            tokio::select! {
-                biased;
-                () = self.wake.notified() => {}
-                ready = self.completions.readable() => if let Ok(mut ready) = ready { ready.clear_ready() },
-                ready = self.events.readable() => {
-                    if let Ok(mut ready) = ready { ready.clear_ready() }
-                    self.take_events();
-                }
-                () = tokio::time::sleep_until(heartbeat) => {
-                    self.beat();
-                    heartbeat = TokioInstant::now() + HEARTBEAT;
-                }
+            if is_busy {
+                last = Instant::now();
             }
+            // Whoever was given something goes first: on this thread he would wait until the polling is over.
+            tokio::task::yield_now().await;
         };
         self.end(&*role, &cause).await;
     }
 
-    /// Takes completions until there have been none for a little while; then the next one is announced by the descriptor.
-    fn work(&self, role: &dyn Role) -> Result<(), ProtocolError> {
-        let mut last = Instant::now();
-        let mut armed = false;
-        loop {
-            let mut found = Vec::new();
-            let count = {
-                let mut state = self.state();
-                if state.over.is_some() {
-                    return Ok(());
-                }
-                let completions = match state.endpoint.poll() {
-                    Ok(completions) => completions,
-                    Err(error) => {
-                        state.fail(Cause::Verbs(Arc::new(error)));
-                        return Ok(());
-                    }
-                };
-                let count = completions.len();
-                if count > 0 {
-                    state.silent_beats = 0;
-                }
-                for completion in completions {
-                    self.complete(&mut state, completion, &mut found)?;
-                }
-                self.pump(&mut state);
-                if count == 0 && !armed && last.elapsed() >= POLL_TIME {
-                    if let Err(error) = state.endpoint.arm() {
-                        state.fail(Cause::Verbs(Arc::new(error)));
-                        return Ok(());
-                    }
-                    armed = true;
-                    continue;
-                }
-                count
-            };
-            for found in found {
-                match found {
-                    Found::Message(message) => role.message(self, message)?,
-                    Found::Retracted(number, block) => role.retracted(number, block),
-                }
+    fn over(&self) -> Option<Cause> {
+        self.state().over.clone()
+    }
+
+    /// Waits for a completion that is announced, an event of the connection manager, somebody's word, or the next heartbeat.
+    async fn wait(&self, heartbeat: &mut TokioInstant) {
+        tokio::select! {
+            biased;
+            () = self.wake.notified() => {}
+            ready = self.completions.readable() => if let Ok(mut ready) = ready { ready.clear_ready() },
+            ready = self.events.readable() => {
+                if let Ok(mut ready) = ready { ready.clear_ready() }
+                self.take_events();
             }
-            match (count, armed) {
-                (0, true) => return Ok(()),
-                (0, false) => std::hint::spin_loop(),
-                _ => {
-                    last = Instant::now();
-                    armed = false;
-                }
+            () = tokio::time::sleep_until(*heartbeat) => {
+                self.beat();
+                *heartbeat = TokioInstant::now() + HEARTBEAT;
             }
         }
+    }
+
+    /// Has the next completion announced by the descriptor.
+    fn arm(&self) {
+        let mut state = self.state();
+        if state.over.is_none()
+            && let Err(error) = state.endpoint.arm()
+        {
+            state.fail(Cause::Verbs(Arc::new(error)));
+        }
+    }
+
+    /// Whether there was anything to do.
+    fn work_or_fail(&self, role: &dyn Role) -> bool {
+        self.work(role).unwrap_or_else(|error| {
+            self.state().fail(Cause::Protocol(error));
+            false
+        })
+    }
+
+    /// Takes the completions that there are; whether there were any.
+    fn work(&self, role: &dyn Role) -> Result<bool, ProtocolError> {
+        let mut found = Vec::new();
+        {
+            let mut state = self.state();
+            if state.over.is_some() {
+                return Ok(false);
+            }
+            let completions = match state.endpoint.poll() {
+                Ok(completions) => completions,
+                Err(error) => {
+                    state.fail(Cause::Verbs(Arc::new(error)));
+                    return Ok(false);
+                }
+            };
+            if completions.is_empty() {
+                return Ok(false);
+            }
+            state.silent_beats = 0;
+            for completion in completions {
+                self.complete(&mut state, completion, &mut found)?;
+            }
+            self.pump(&mut state);
+        }
+        for found in found {
+            match found {
+                Found::Message(message) => role.message(self, message)?,
+                Found::Retracted(number, block) => role.retracted(number, block),
+            }
+        }
+        Ok(true)
     }
 
     fn complete(
