@@ -50,7 +50,7 @@ kills: ## kill -9 of burstfsd 200 times, at random moments, under load (root)
 posix: ## pjdfstest and fsx on the mount of a four-node instance (root)
 	@tests/run setup build posix
 
-rdma-test: setup ## the tests that need an RDMA device, in an emulated machine that has one (root)
+rdma-test: setup build ## the tests that need an RDMA device, in an emulated machine that has one (root)
 	@tests/run rdma
 
 bench-start: setup build ## times of start and end, stage-in and drain, memory: a table and target/bench/start.json (root)

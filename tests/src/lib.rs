@@ -25,5 +25,5 @@ pub use cluster::{Cluster, NODES};
 pub use job::{Job, JobBuilder, Refusal};
 pub use receipt::Receipt;
 pub use scenario::{Scenario, scenario};
-pub use tree::{Tree, fill_file};
+pub use tree::{Tree, bytes_of, fill_file};
 pub use wait::{SOON, wait_for, wait_until};

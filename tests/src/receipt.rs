@@ -16,7 +16,7 @@ pub struct Receipt {
 
 impl Receipt {
     /// The receipt at `path`; destinations in it are paths below `root`.
-    pub(crate) fn read(path: &Path, root: &Path) -> Result<Receipt> {
+    pub fn read(path: &Path, root: &Path) -> Result<Receipt> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let document = serde_json::from_str(&text).with_context(|| format!("{}: {text}", path.display()))?;
         Ok(Receipt { document, root: root.to_owned() })

@@ -85,8 +85,8 @@ impl Tree {
     }
 }
 
-/// A file of `size` bytes that differ from seed to seed and have no period.
-pub fn fill_file(path: &Path, size: usize, seed: u64) -> Result<()> {
+/// `size` bytes that differ from seed to seed and have no period.
+pub fn bytes_of(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(size + 8);
     while bytes.len() < size {
@@ -96,7 +96,12 @@ pub fn fill_file(path: &Path, size: usize, seed: u64) -> Result<()> {
         bytes.extend(state.to_le_bytes());
     }
     bytes.truncate(size);
-    Ok(File::create(path).with_context(|| path.display().to_string())?.write_all(&bytes)?)
+    bytes
+}
+
+/// A file of [`bytes_of`].
+pub fn fill_file(path: &Path, size: usize, seed: u64) -> Result<()> {
+    Ok(File::create(path).with_context(|| path.display().to_string())?.write_all(&bytes_of(size, seed))?)
 }
 
 /// Owner, modes and times, children before parents, so that nothing done later changes them.
