@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e kills posix rdma-test bench-start bench-data lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e kills posix rdma-test bench-start bench-data bench-net lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,9 @@ bench-start: setup build ## times of start and end, stage-in and drain, memory: 
 
 bench-data: setup build ## local files through burstfs and without: a table and target/bench/data.json (root)
 	tests/benches/run data
+
+bench-net: setup build ## calls over RDMA and TCP, against perftest and a bare socket: a table and target/bench/net.json (root)
+	tests/rdma/bench-net
 
 lint: ## formatting, clippy, licences and sources of the dependencies
 	$(CARGO) fmt --all --check

@@ -95,8 +95,9 @@ fn transport(kind: &str, address: IpAddr) -> Result<Arc<dyn Transport>> {
 
 #[cfg(feature = "rdma")]
 fn rdma(address: IpAddr) -> Result<Arc<dyn Transport>> {
-    let config = burstfs_net::RdmaConfig { client_pool_bytes: POOL_BYTES, server_pool_bytes: POOL_BYTES };
-    Ok(Arc::new(burstfs_net::Rdma::open(address, config)?))
+    let memory =
+        burstfs_net::RdmaConfig { client_pool_bytes: POOL_BYTES, server_pool_bytes: POOL_BYTES, connections: 1 };
+    Ok(Arc::new(burstfs_net::Rdma::open(&[address], memory)?))
 }
 
 #[cfg(not(feature = "rdma"))]
