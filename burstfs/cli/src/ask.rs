@@ -1,4 +1,4 @@
-//! Questions to one instance, asked at its MGS.
+//! Questions to one instance, asked at its MGS: on the first node of the job, or, when that is lost, on one of the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,17 @@ use crate::{Ending, Exit};
 /// For one connection, and for an answer that needs nobody else's.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// On so many nodes, in the order of the job's list, the MGS is looked for: one after the other takes it over, and a job that
+/// has lost more of them is hardly one that anybody waits for.
+const SEATS_MAX: usize = 4;
+
 /// Why an instance gave no answer.
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
     /// The host's name has no address.
     #[error("{host} has no address: {source}")]
     Resolve {
-        /// The job's first node.
+        /// The node that was to be asked.
         host: String,
         /// Why.
         source: std::io::Error,
@@ -35,7 +39,7 @@ pub(crate) enum AskError {
     /// It does not answer.
     #[error("{host} does not answer: {source}")]
     Call {
-        /// The job's first node.
+        /// The node that was asked.
         host: String,
         /// Why.
         source: RpcError,
@@ -64,7 +68,8 @@ impl AskError {
 /// Where an instance is to be asked, and whose it is.
 pub(crate) struct Place {
     instance: InstanceId,
-    host: String,
+    /// Where its MGS may be, in this order.
+    hosts: Vec<String>,
     uid: u32,
 }
 
@@ -73,10 +78,13 @@ impl Place {
     pub(crate) fn of(job: &Job, cluster: &str) -> Result<Option<Place>, Ending> {
         let failure = |error: &dyn std::fmt::Display| Ending::new(Exit::Failure, error);
         let instance = InstanceId::new(cluster, job.id, job.restart_count).map_err(|error| failure(&error))?;
-        let Some(host) = job.hosts.first().cloned() else { return Ok(None) };
+        if job.hosts.is_empty() {
+            return Ok(None);
+        }
         let user = User::from_name(&job.user).ok().flatten();
         let uid = user.ok_or_else(|| failure(&format!("user {} is not known here", job.user)))?.uid;
-        Ok(Some(Place { instance, host, uid: uid.as_raw() }))
+        let hosts = job.hosts.iter().take(SEATS_MAX).cloned().collect();
+        Ok(Some(Place { instance, hosts, uid: uid.as_raw() }))
     }
 }
 
@@ -87,12 +95,38 @@ pub(crate) async fn ask<R: Rpc>(
     timeout: Duration,
     config: &SiteConfig,
 ) -> Result<Option<R::Reply>, AskError> {
-    let Place { instance, host, uid } = place;
-    let failed = |source| AskError::Call { host: host.clone(), source };
-    let unknown = |source| AskError::Resolve { host: host.clone(), source };
+    let mut first = None;
+    for host in &place.hosts {
+        let answered = ask_on(host, place, request, timeout, config).await;
+        if is_final(&answered) {
+            return answered;
+        }
+        // If nobody answers, what the first node says is what matters.
+        first.get_or_insert(answered);
+    }
+    first.unwrap_or(Ok(None))
+}
+
+/// Whether the MGS has spoken, or somebody for whom it is no use to ask elsewhere.
+fn is_final<T>(answered: &Result<Option<T>, AskError>) -> bool {
+    match answered {
+        Ok(Some(_)) | Err(AskError::NotYours | AskError::Call { source: RpcError::Errno(_), .. }) => true,
+        Ok(None) | Err(AskError::Resolve { .. } | AskError::Call { .. }) => false,
+    }
+}
+
+async fn ask_on<R: Rpc>(
+    host: &str,
+    place: &Place,
+    request: &R,
+    timeout: Duration,
+    config: &SiteConfig,
+) -> Result<Option<R::Reply>, AskError> {
+    let failed = |source| AskError::Call { host: host.to_owned(), source };
+    let unknown = |source| AskError::Resolve { host: host.to_owned(), source };
     let ip = rendezvous::resolve(host).await.map_err(unknown)?;
-    let client = client(instance, *uid);
-    let ports = ports::sequence(instance, config.network.mgs_port_base, config.network.mgs_port_count);
+    let client = client(&place.instance, place.uid);
+    let ports = ports::sequence(&place.instance, config.network.mgs_port_base, config.network.mgs_port_count);
     match rendezvous::look(&client, ip, ports, TIMEOUT, rendezvous::is_somebody_else).await {
         Ok(Some(channel)) => channel.call(request, Deadline::after(timeout)).await.map(Some).map_err(failed),
         Ok(None) => Ok(None),
@@ -106,4 +140,24 @@ fn client(instance: &InstanceId, uid: u32) -> Client {
     // The server gives a command an id of its own; this one only numbers.
     let id = ClientId { node: NodeIndex::new(u16::MAX), incarnation: 0 };
     Client::new(Arc::new(Tcp::new(TcpConfig::default())), identity, XidSource::new(id), ChannelLimits::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use burstfs_types::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_next_node_is_asked_only_where_the_mgs_may_have_gone_there() {
+        let call = |source| Err::<Option<()>, _>(AskError::Call { host: "n1".to_owned(), source });
+        for elsewhere in [Ok(None), call(RpcError::Closed), call(RpcError::Unreachable(ErrorKind::HostUnreachable))] {
+            assert!(!is_final(&elsewhere), "{elsewhere:?}");
+        }
+        for answer in [Ok(Some(())), Err(AskError::NotYours), call(RpcError::Errno(Errno::EIO))] {
+            assert!(is_final(&answer), "{answer:?}");
+        }
+    }
 }

@@ -246,3 +246,73 @@ impl WorkQueue for Work {
         self.unless_left(self.ask(take)).await.map_err(|error| QueueLost { reason: error.to_string() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burstfs_proto::mgs::{Report, StageFigures};
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    const SILENCE: Duration = Duration::from_secs(30);
+
+    /// The MGS is on node 0, which does not answer.
+    fn remote(fixture: &Fixture) -> Directory {
+        let channel = fixture.client.channel(fixture.map.nodes[0].address);
+        Directory::new(Seat::remote(NodeIndex::new(0), channel), SILENCE)
+    }
+
+    fn own(fixture: &Fixture) -> Seat {
+        Seat::own(NodeIndex::new(1), fixture.mgs(), fixture.client.xids().clone())
+    }
+
+    fn report() -> Report {
+        let figures = StageFigures::default();
+        Report { node: NodeIndex::new(1), capacity: 0, used: 0, stage_in: figures, stage_out: figures }
+    }
+
+    #[tokio::test]
+    async fn silence_is_counted_of_another_node_and_anew_of_the_next() {
+        let fixture = Fixture::new(1, 3);
+        let directory = remote(&fixture);
+        assert_eq!([directory.tick(), directory.tick(), directory.tick()], [1, 2, 3]);
+        let next = fixture.client.channel(fixture.map.nodes[2].address);
+        directory.move_to(Seat::remote(NodeIndex::new(2), next));
+        assert_eq!(directory.tick(), 1);
+        directory.move_to(own(&fixture));
+        assert_eq!([directory.tick(), directory.tick()], [0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_request_under_way_goes_to_the_next_seat() {
+        let fixture = Fixture::new(1, 2);
+        let directory = remote(&fixture);
+        let asked = tokio::spawn({
+            let directory = directory.clone();
+            async move { directory.call(report()).await }
+        });
+        let left = tokio::spawn({
+            let directory = directory.clone();
+            async move { directory.left(NodeIndex::new(0)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!directory.has_left(NodeIndex::new(0)) && !asked.is_finished());
+        directory.move_to(own(&fixture));
+        assert_eq!(asked.await.unwrap().unwrap().lost, []);
+        left.await.unwrap();
+        assert!(directory.has_left(NodeIndex::new(0)) && directory.seat().mgs().is_some());
+    }
+
+    #[tokio::test]
+    async fn work_of_a_seat_that_was_left_is_lost() {
+        let fixture = Fixture::new(1, 2);
+        let directory = remote(&fixture);
+        let work =
+            Work { seat: directory.seat(), directory: directory.clone(), node: NodeIndex::new(1), incarnation: 1 };
+        let taking = tokio::spawn(async move { work.take(Direction::Out, Vec::new(), 1).await.is_err() });
+        tokio::task::yield_now().await;
+        assert!(!taking.is_finished());
+        directory.move_to(own(&fixture));
+        assert!(taking.await.unwrap(), "the next MGS has a queue of its own");
+    }
+}

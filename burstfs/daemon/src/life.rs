@@ -337,6 +337,7 @@ impl Life {
             lost: self.node.lost.clone(),
             client: self.node.mgs_client.clone(),
             carried: self.node.carried.clone(),
+            services: self.node.services.clone(),
         }
     }
 

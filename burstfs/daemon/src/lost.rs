@@ -72,3 +72,57 @@ impl LostNodes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burstfs_mds::Peers;
+    use burstfs_net::RpcError;
+    use burstfs_proto::oss::Statfs;
+    use burstfs_types::MdtIndex;
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    fn nodes(indices: &[u16]) -> Vec<NodeIndex> {
+        indices.iter().copied().map(NodeIndex::new).collect()
+    }
+
+    #[tokio::test]
+    async fn who_is_given_up_stays_so() {
+        let Fixture { lost, .. } = Fixture::new(1, 4);
+        lost.heed(&nodes(&[3]));
+        lost.heed(&nodes(&[]));
+        lost.heed(&nodes(&[0, 3]));
+        assert_eq!(lost.known(), nodes(&[0, 3]));
+    }
+
+    #[tokio::test]
+    async fn what_needs_a_lost_node_fails_at_once() {
+        let fixture = Fixture::new(0, 2);
+        assert!(!fixture.links.is_lost(MdtIndex::new(1)));
+        fixture.lost.heed(&nodes(&[1]));
+        assert!(fixture.links.is_lost(MdtIndex::new(1)));
+        let answered = fixture.links.call_node(NodeIndex::new(1), &Statfs).await;
+        assert!(matches!(answered, Err(RpcError::Closed)), "{answered:?}");
+        assert_eq!(fixture.lost.fs.statfs().await.map(|stat| stat.capacity).ok(), Some(1 << 20), "what is left counts");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_given_up_gives_up_all_others() {
+        let Fixture { lost, .. } = Fixture::new(1, 4);
+        lost.heed(&nodes(&[1]));
+        assert_eq!(lost.known(), nodes(&[0, 2, 3]));
+    }
+
+    #[tokio::test]
+    async fn the_next_one_is_the_first_that_lives_and_at_last_this_node() {
+        let Fixture { lost, .. } = Fixture::new(2, 4);
+        let next = |node| lost.first_living_after(NodeIndex::new(node)).map(NodeIndex::get);
+        assert_eq!(next(0), Some(1));
+        lost.heed(&nodes(&[0, 1]));
+        assert_eq!((next(0), next(1), next(2)), (Some(2), Some(2), Some(3)));
+        // Whoever is given up is so for the others; it still is itself.
+        lost.heed(&nodes(&[2]));
+        assert_eq!((next(0), next(2)), (Some(2), None));
+    }
+}

@@ -8,6 +8,8 @@ mod backing;
 mod check;
 mod control;
 mod directory;
+#[cfg(test)]
+mod fixture;
 mod job;
 mod life;
 mod links;

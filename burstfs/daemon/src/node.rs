@@ -12,8 +12,8 @@ use burstfs_client::fuse::{self, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::Identity as InstanceIdentity;
 use burstfs_net::{
-    ChannelLimits, Choice, Client, Identity, Munge, Network, NetworkConfig, ServerConfig, ServerHandle, ServerLimits,
-    XidSource, serve,
+    ChannelLimits, Choice, Client, Identity, Listener, Munge, Network, NetworkConfig, ServerConfig, ServerHandle,
+    ServerLimits, XidSource, serve,
 };
 use burstfs_node::description::InstanceDescription;
 use burstfs_oss::{Options, Ost};
@@ -57,8 +57,57 @@ pub(crate) struct Node {
     pub(crate) mgs_client: Client,
     /// The MGS, where this node carries it.
     pub(crate) carried: Arc<watch::Sender<Option<Arc<MgsDriver>>>>,
+    /// What it answers to.
+    pub(crate) services: Services,
     /// Answers the others for as long as it lives.
     _server: Arc<ServerHandle>,
+}
+
+/// What a node answers to, wherever it listens.
+#[derive(Clone)]
+pub(crate) struct Services {
+    config: ServerConfig,
+    roles: Arc<Roles>,
+}
+
+impl Services {
+    fn new(description: &InstanceDescription, roles: Roles) -> Services {
+        let config = ServerConfig {
+            instance: description.instance.clone(),
+            uid: description.uid,
+            auth: Arc::new(Munge::new()),
+            limits: ServerLimits::default(),
+        };
+        Services { config, roles: Arc::new(roles) }
+    }
+
+    /// Of a node in a unit test.
+    #[cfg(test)]
+    pub(crate) fn without_targets(
+        description: &InstanceDescription,
+        carried: watch::Receiver<Option<Arc<MgsDriver>>>,
+    ) -> Services {
+        Services::new(description, Roles::new(watch::channel(None).1, carried))
+    }
+
+    /// Answers at `listener` until the handle is dropped.
+    fn open(&self, listener: Box<dyn Listener>) -> ServerHandle {
+        serve(listener, self.config.clone(), self.roles.clone())
+    }
+
+    /// Answers where commands look for the MGS, on a node that has taken it over, for as long as the daemon lives.
+    pub(crate) fn answer_as_successor(self, description: Arc<InstanceDescription>) {
+        tokio::spawn(async move {
+            match rendezvous::listen_as_successor(&description).await {
+                Ok(listener) => {
+                    tracing::info!("the MGS of the instance is here, at {}", listener.address());
+                    let _server = self.open(listener);
+                    std::future::pending::<()>().await;
+                }
+                Err(error) => tracing::warn!("`burstfs status` will not find the MGS here: {error:#}"),
+            }
+        });
+    }
 }
 
 /// The way to the MGS, before the node has joined.
@@ -66,6 +115,7 @@ pub(crate) struct Joining {
     pub(crate) directory: Directory,
     /// Answers the others for as long as somebody has it: they hear of a failed start from node 0.
     pub(crate) server: Arc<ServerHandle>,
+    services: Services,
     address: SocketAddr,
     network: Network,
     targets: watch::Sender<Option<Targets>>,
@@ -87,13 +137,11 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
     let mgs = carries.then(|| open_mgs(description).map(Arc::new)).transpose().map_err(here)?;
     let (targets, opened) = watch::channel(None);
     let carried = Arc::new(watch::Sender::new(mgs.clone()));
-    let config = ServerConfig {
-        instance: description.instance.clone(),
-        uid: description.uid,
-        auth: Arc::new(Munge::new()),
-        limits: ServerLimits::default(),
-    };
-    let server = Arc::new(serve(listener, config, Arc::new(Roles::new(opened, carried.subscribe()))));
+    let services = Services::new(description, Roles::new(opened, carried.subscribe()));
+    let server = Arc::new(services.open(listener));
+    if mgs.is_some() && own != NodeIndex::new(0) {
+        services.clone().answer_as_successor(Arc::new(description.clone()));
+    }
     // An id of its own: a long poll stays unanswered for long, and would keep the MDTs' reply caches full.
     let mgs_client = client(description, &network, ClientId { node: own, incarnation: description.incarnation });
     let (seat, address) = match mgs {
@@ -111,7 +159,7 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
         }
     };
     let directory = Directory::new(seat, silence(description));
-    Ok(Joining { directory, server, address, network, targets, mgs_client, carried })
+    Ok(Joining { directory, server, services, address, network, targets, mgs_client, carried })
 }
 
 impl Joining {
@@ -152,6 +200,7 @@ impl Joining {
             carried: self.carried,
             xids: client.xids().clone(),
             ost: targets.ost,
+            services: self.services,
             _server: self.server,
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_mgs::ports;
-use burstfs_net::{Channel, Client, Listener, Network, RpcError, Transport, interfaces, rendezvous};
+use burstfs_net::{Channel, Client, Listener, Network, RpcError, Tcp, TcpConfig, Transport, interfaces, rendezvous};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::hello::Refusal;
 use burstfs_types::{Code, Failure};
@@ -39,8 +39,14 @@ pub(crate) async fn listen(network: &Network, description: &InstanceDescription)
     Ok(listener)
 }
 
+/// Opens a socket at one of the instance's ports on a node that has taken the MGS over: where commands look for it.
+pub(crate) async fn listen_as_successor(description: &InstanceDescription) -> anyhow::Result<Box<dyn Listener>> {
+    let any = unspecified(resolve(description.node_name()).await.ok());
+    bind_first_free(&Tcp::new(TcpConfig::default()), any, description).await
+}
+
 async fn bind_first_free(
-    network: &Network,
+    network: &dyn Transport,
     any: IpAddr,
     description: &InstanceDescription,
 ) -> anyhow::Result<Box<dyn Listener>> {

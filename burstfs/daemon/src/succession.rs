@@ -32,7 +32,7 @@ use crate::directory::{Directory, Seat};
 use crate::life::{TICK, ticks};
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
-use crate::node;
+use crate::node::{self, Services};
 
 /// Watches the MGS for one node that is ready.
 pub(crate) struct Succession {
@@ -44,6 +44,8 @@ pub(crate) struct Succession {
     pub(crate) client: Client,
     /// The MGS of this node, for those who ask it.
     pub(crate) carried: Arc<watch::Sender<Option<Arc<MgsDriver>>>>,
+    /// What this node answers to.
+    pub(crate) services: Services,
 }
 
 impl Succession {
@@ -74,6 +76,7 @@ impl Succession {
         let seat = if next == self.own() {
             let mgs = self.carry()?;
             self.carried.send_replace(Some(mgs.clone()));
+            self.services.clone().answer_as_successor(self.description.clone());
             tokio::spawn(mgs.clone().listen(ticks(node::silence(&self.description))));
             Seat::own(next, mgs, self.client.xids().clone())
         } else {
@@ -91,5 +94,120 @@ impl Succession {
 
     fn host(&self, node: NodeIndex) -> &str {
         self.description.nodes.get(usize::from(node.get())).map_or("?", String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burstfs_node::description::{DESCRIPTION_VERSION, Network, Timeouts};
+    use burstfs_proto::mgs::{MgsReply, MgsRequest, State, Status};
+    use burstfs_spec::{Accumulator, NoProfiles, Transport};
+
+    use super::*;
+    use crate::fixture::Fixture;
+
+    const SILENCE_TICKS: u32 = 3;
+
+    fn description(fixture: &Fixture, own: u16) -> Arc<InstanceDescription> {
+        let mut accumulator = Accumulator::default();
+        accumulator.add("4GiB", &NoProfiles).unwrap();
+        Arc::new(InstanceDescription {
+            version: DESCRIPTION_VERSION,
+            instance: "vc.1.0".parse().unwrap(),
+            uid: 1000,
+            gid: 1000,
+            user: "alice".into(),
+            nodes: fixture.map.nodes.iter().map(|node| node.host.clone()).collect(),
+            node_index: own,
+            spec: accumulator.finish().unwrap().unwrap(),
+            capacity_bytes: 1 << 30,
+            data_dir: fixture.dir.path().into(),
+            mount: "/burstfs/1".into(),
+            serves_mount: false,
+            work_dir: "/".into(),
+            stdout: None,
+            slurm_conf: None,
+            // Nobody will look for the MGS here.
+            network: Network {
+                mgs_port_base: 27400,
+                mgs_port_count: 0,
+                transport: Transport::Tcp,
+                interfaces: Vec::new(),
+                rdma_connections: 1,
+            },
+            timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: u64::from(SILENCE_TICKS) * 1000 },
+            restarted: false,
+            incarnation: 1,
+        })
+    }
+
+    /// Node `own` of four, whose MGS is on node 0, which does not answer.
+    fn succession(fixture: &Fixture, own: u16) -> Succession {
+        let description = description(fixture, own);
+        let channel = fixture.client.channel(fixture.map.nodes[0].address);
+        let carried = Arc::new(watch::Sender::new(None));
+        Succession {
+            directory: Directory::new(Seat::remote(NodeIndex::new(0), channel), node::silence(&description)),
+            map: fixture.map.clone(),
+            lost: fixture.lost.clone(),
+            client: fixture.client.clone(),
+            services: Services::without_targets(&description, carried.subscribe()),
+            carried,
+            description,
+        }
+    }
+
+    fn indices(nodes: &[NodeIndex]) -> Vec<u16> {
+        nodes.iter().map(|node| node.get()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_moves_before_it_was_silent_for_long_enough() {
+        let fixture = Fixture::new(1, 4);
+        let succession = succession(&fixture, 1);
+        let directory = succession.directory.clone();
+        tokio::spawn(succession.watch());
+        tokio::time::sleep(TICK * (SILENCE_TICKS - 1) + TICK / 2).await;
+        assert!(!directory.has_left(NodeIndex::new(0)) && fixture.lost.known().is_empty());
+        tokio::time::sleep(TICK).await;
+        assert!(directory.has_left(NodeIndex::new(0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_node_carries_the_mgs_on_as_ready_and_without_the_lost() {
+        let fixture = Fixture::new(1, 4);
+        let succession = succession(&fixture, 1);
+        let (directory, mut carried) = (succession.directory.clone(), succession.carried.subscribe());
+        tokio::spawn(succession.watch());
+        let mgs = carried.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        directory.left(NodeIndex::new(0)).await;
+        assert_eq!((directory.seat().node.get(), indices(&fixture.lost.known())), (1, vec![0]));
+        let Ok(MgsReply::Status(status)) = mgs.call(MgsRequest::Status(Status)).await else { panic!("no status") };
+        assert_eq!((status.state, status.missing), (State::Ready, vec!["node0".to_owned()]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_node_asks_each_before_it_in_turn() {
+        let fixture = Fixture::new(2, 4);
+        let succession = succession(&fixture, 2);
+        let (directory, carried) = (succession.directory.clone(), succession.carried.clone());
+        tokio::spawn(succession.watch());
+        directory.left(NodeIndex::new(0)).await;
+        assert_eq!((directory.seat().node.get(), indices(&fixture.lost.known())), (1, vec![0]));
+        assert!(carried.borrow().is_none());
+        directory.left(NodeIndex::new(1)).await;
+        assert_eq!((directory.seat().node.get(), indices(&fixture.lost.known())), (2, vec![0, 1]));
+        assert!(carried.borrow().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_known_to_be_lost_is_passed_over() {
+        let fixture = Fixture::new(2, 4);
+        fixture.lost.heed(&[NodeIndex::new(1)]);
+        let succession = succession(&fixture, 2);
+        let directory = succession.directory.clone();
+        tokio::spawn(succession.watch());
+        directory.left(NodeIndex::new(0)).await;
+        assert_eq!(directory.seat().node.get(), 2);
     }
 }

@@ -184,6 +184,10 @@ fn the_first_node_loses_its_power() -> Result<()> {
             Ok(NODES[1..].iter().all(knows))
         })?;
         s.cluster.control(&["node", "off", "node1"])?;
+        wait_until("burstfs status to find the MGS on node2", SOON, || {
+            let asked = s.cluster.login("alice", "/", "", &["burstfs", "status", "-h", "-o", "name,state,nodes"])?;
+            Ok(asked.status.success() && String::from_utf8_lossy(&asked.stdout).contains("READY"))
+        })?;
         job.cancel()?;
         wait_until("the receipt", SOON, || Ok(receipt_file(&job).exists()))?;
         ensure_rest_is_drained(s, &job, &sources, 0)?;
