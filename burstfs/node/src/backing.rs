@@ -156,7 +156,7 @@ impl Broker {
         if is_read_write && is_ours && !is_odd { Ok(()) } else { Err(Errno::ACCESS) }
     }
 
-    /// Serves one client until it is gone.
+    /// Serves one client until it is gone: [`Errno::CONNRESET`] or [`Errno::PIPE`] if it went without having read all answers.
     pub fn serve(mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
         while let Some((bytes, len, file)) = receive_request(socket)? {
             match words(&bytes, len) {
@@ -296,5 +296,25 @@ mod tests {
         rustix::net::send(&ours, b"short", SendFlags::empty()).unwrap();
         assert_eq!(server.join().unwrap(), Err(Errno::PROTO));
         assert_eq!(answer(), None);
+    }
+
+    #[test]
+    fn a_client_that_is_killed_is_told_from_one_that_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let serve = |is_killed: bool| {
+            let (ours, theirs) = socket_pair().unwrap();
+            let broker = broker(directory.path());
+            let server = std::thread::spawn(move || broker.serve(theirs.as_fd()));
+            if is_killed {
+                let file = tempfile::tempfile_in(directory.path()).unwrap();
+                send_open(ours.as_fd(), 7, file.as_fd()).unwrap();
+                let mut answer = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::IN)];
+                rustix::event::poll(&mut answer, None).unwrap();
+            }
+            drop(ours);
+            server.join().unwrap()
+        };
+        assert_eq!(serve(true), Err(Errno::CONNRESET));
+        assert_eq!(serve(false), Ok(()));
     }
 }

@@ -14,10 +14,11 @@ use std::path::PathBuf;
 
 use burstfs_node::backing::{self, Broker};
 use burstfs_node::control::{BACKING_FD, CONTROL_FD, FUSE_FD};
+use rustix::io::Errno;
 
 use crate::error::{Context, NodeError};
 use crate::process::{Child, End};
-use crate::spawn;
+use crate::{log, spawn};
 
 /// So often a broker is started again; more deaths have a cause that starting does not mend.
 const REVIVALS_MAX: u32 = 10;
@@ -106,5 +107,12 @@ pub(crate) fn run(uid: u32, gid: u32) -> Result<(), NodeError> {
     spawn::become_broker(uid, gid).context(|| "give up privileges".to_owned())?;
     let broker =
         Broker::new(fuse, File::from(data).as_fd(), uid).context(|| "look at the data directory".to_owned())?;
-    broker.serve(socket.as_fd()).context(|| "serve burstfsd".to_owned())
+    match broker.serve(socket.as_fd()) {
+        // The supervisor says that burstfsd was killed.
+        Err(Errno::CONNRESET | Errno::PIPE) => {
+            log::warning!("burstfsd ended without having heard of all files that it had registered");
+            Ok(())
+        }
+        served => served.context(|| "serve burstfsd".to_owned()),
+    }
 }
