@@ -3,23 +3,21 @@
 // Public for Slurm, which finds them by name; no crate can reach them.
 #![allow(unreachable_pub)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burstfs_config::DEFAULT_PATH;
-
-use crate::bindings::{
-    S_CTX_ALLOCATOR, S_CTX_LOCAL, S_CTX_REMOTE, S_CTX_SLURMD, S_JOB_ID, S_SLURM_RESTART_COUNT, SLURM_VERSION_NUMBER,
-    slurm_error, slurm_info, slurm_spank_log, spank_context, spank_get_item, spank_getenv, spank_item_t,
-    spank_job_control_setenv, spank_option, spank_option_register, spank_setenv, spank_t, spank_unsetenv,
+use burstfs_spank_sys::{
+    FAILURE, S_CTX_ALLOCATOR, S_CTX_LOCAL, S_CTX_REMOTE, S_CTX_SLURMD, S_JOB_ID, S_SLURM_RESTART_COUNT,
+    SLURM_VERSION_NUMBER, SUCCESS, c_string, config_argument, guard, spank_context, spank_get_item, spank_getenv,
+    spank_item_t, spank_job_control_setenv, spank_option, spank_option_register, spank_setenv, spank_t, spank_unsetenv,
 };
+
 use crate::host::Host;
-use crate::job_script::{self, Script};
 use crate::submit::{self, Refused, Submission};
-use crate::{slurm_conf, task};
+use crate::{slurm, task};
 
 /// The name by which Slurm knows the plugin; the option's variables are named for it.
 #[unsafe(no_mangle)]
@@ -43,12 +41,6 @@ pub static spank_plugin_version: c_uint = 1;
 
 /// The exit status of sbatch, salloc and srun when a value of an option is refused.
 const REFUSED_STATUS: c_int = 255;
-
-const SUCCESS: c_int = 0;
-const FAILURE: c_int = -1;
-
-/// Longer values of a job's variables are none that the plugin reads.
-const VALUE_MAX_BYTES: usize = 4096;
 
 /// What one callback leaves for the next one in the same process. slurmstepd's tasks get a copy by fork.
 struct State {
@@ -79,10 +71,6 @@ struct Slurm(spank_t);
 /// For the option's callback, which gets no handle.
 const NO_HANDLE: Slurm = Slurm(ptr::null_mut());
 
-fn c_string(text: &str) -> CString {
-    CString::new(text.replace('\0', "?")).unwrap_or_default()
-}
-
 impl Slurm {
     fn number(&self, item: spank_item_t) -> Option<u32> {
         let mut number = 0_u32;
@@ -101,14 +89,6 @@ impl Slurm {
 }
 
 impl Host for Slurm {
-    fn job_variable(&self, name: &str) -> Option<String> {
-        let mut buffer = [0_u8; VALUE_MAX_BYTES];
-        if self.read_variable(name, &mut buffer) != SUCCESS {
-            return None;
-        }
-        CStr::from_bytes_until_nul(&buffer).ok()?.to_str().ok().map(str::to_owned)
-    }
-
     fn has_job_variable(&self, name: &str) -> bool {
         // One that does not fit is there all the same: Slurm then has written as much as fits.
         let mut buffer = [0_u8; 2];
@@ -143,21 +123,15 @@ impl Host for Slurm {
     }
 
     fn error(&self, line: &str) {
-        let line = c_string(line);
-        // SAFETY: the format takes one C string.
-        unsafe { slurm_error(c"%s".as_ptr(), line.as_ptr()) };
+        burstfs_spank_sys::error(line);
     }
 
     fn info(&self, line: &str) {
-        let line = c_string(line);
-        // SAFETY: the format takes one C string.
-        unsafe { slurm_info(c"%s".as_ptr(), line.as_ptr()) };
+        burstfs_spank_sys::info(line);
     }
 
     fn tell(&self, line: &str) {
-        let line = c_string(line);
-        // SAFETY: the format takes one C string.
-        unsafe { slurm_spank_log(c"%s".as_ptr(), line.as_ptr()) };
+        burstfs_spank_sys::tell(line);
     }
 }
 
@@ -168,29 +142,6 @@ fn context() -> c_uint {
 
 fn is_submitting() -> bool {
     matches!(context(), S_CTX_ALLOCATOR | S_CTX_LOCAL)
-}
-
-/// Runs a callback; a panic is a bug, is said, and becomes `after_panic`.
-fn guard(after_panic: c_int, body: impl FnOnce() -> c_int) -> c_int {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
-        // SAFETY: the format takes no argument.
-        unsafe { slurm_error(c"burstfs: E601: a bug in the plugin; please report it".as_ptr()) };
-        after_panic
-    })
-}
-
-/// The configuration's path from the plugin's arguments in plugstack.conf.
-///
-/// # Safety
-/// `argv` has `argc` C strings, as Slurm's callbacks get them.
-unsafe fn config_argument(argc: c_int, argv: *mut *mut c_char) -> Option<PathBuf> {
-    let count = usize::try_from(argc).unwrap_or(0);
-    if argv.is_null() {
-        return None;
-    }
-    // SAFETY: see above.
-    let mut texts = (0..count).filter_map(|at| unsafe { CStr::from_ptr(*argv.add(at)) }.to_str().ok());
-    texts.find_map(|text| text.strip_prefix("config=").map(PathBuf::from))
 }
 
 /// Takes the arguments that every callback gets.
@@ -227,7 +178,7 @@ pub unsafe extern "C" fn slurm_spank_init(spank: spank_t, argc: c_int, argv: *mu
         unsafe { remember_arguments(argc, argv) };
         match context() {
             S_CTX_SLURMD => {
-                if let Err(failure) = slurm_conf::check() {
+                if let Err(failure) = slurm::check_flags() {
                     NO_HANDLE.error(&format!("burstfs: {failure}"));
                 }
                 return SUCCESS;
@@ -322,32 +273,5 @@ pub unsafe extern "C" fn slurm_spank_task_init_privileged(
         // SAFETY: Slurm's arguments.
         let config = unsafe { remember_arguments(argc, argv) };
         task::admit(&Slurm(spank), &config, is_requested).map_or(FAILURE, |()| SUCCESS)
-    })
-}
-
-/// # Safety
-/// Called by Slurm only.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slurm_spank_job_prolog(spank: spank_t, argc: c_int, argv: *mut *mut c_char) -> c_int {
-    // SAFETY: Slurm's arguments.
-    unsafe { run_script(spank, argc, argv, Script::Prolog) }
-}
-
-/// # Safety
-/// Called by Slurm only.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn slurm_spank_job_epilog(spank: spank_t, argc: c_int, argv: *mut *mut c_char) -> c_int {
-    // SAFETY: Slurm's arguments.
-    unsafe { run_script(spank, argc, argv, Script::Epilog) }
-}
-
-/// # Safety
-/// As [`config_argument`].
-unsafe fn run_script(spank: spank_t, argc: c_int, argv: *mut *mut c_char, script: Script) -> c_int {
-    guard(SUCCESS, || {
-        // SAFETY: the caller's promise.
-        let config = unsafe { remember_arguments(argc, argv) };
-        job_script::run(&Slurm(spank), script, &config, &|name| std::env::var_os(name));
-        SUCCESS
     })
 }

@@ -4,8 +4,6 @@
 pub(crate) mod names {
     /// What the request is called in the job's control environment.
     pub(crate) const CONTROL: &str = "BURSTFS_SPEC";
-    /// The same as prolog and epilog see it.
-    pub(crate) const IN_SCRIPT: &str = "SPANK_BURSTFS_SPEC";
     /// The same in the environment of the job, and of whatever the job submits.
     pub(crate) const IN_JOB: &str = "SLURM_SPANK_BURSTFS_SPEC";
     /// The option in the environment of the job: srun and sbatch take it for one that was given.
@@ -18,8 +16,6 @@ pub(crate) mod names {
 
 /// The loading process.
 pub(crate) trait Host {
-    /// A variable of the job; `None` also when it is not text. Only in slurmstepd.
-    fn job_variable(&self, name: &str) -> Option<String>;
     /// Whether the job has a variable, however long. Only in slurmstepd.
     fn has_job_variable(&self, name: &str) -> bool;
     /// Sets a variable of the job; whether that went well. Only in slurmstepd.
@@ -64,10 +60,6 @@ pub(crate) mod fake {
     }
 
     impl Host for FakeHost {
-        fn job_variable(&self, name: &str) -> Option<String> {
-            self.job.borrow().get(name).cloned()
-        }
-
         fn has_job_variable(&self, name: &str) -> bool {
             self.job.borrow().contains_key(name)
         }

@@ -9,13 +9,12 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use burstfs_config::SiteConfig;
+use burstfs_config::{SiteConfig, SlurmConf};
 use burstfs_types::{Code, Failure, InstanceId};
 use serde::Deserialize;
 
 use crate::host::{Host, names};
-use crate::job_script::check_het;
-use crate::slurm_conf::{self, SlurmConf};
+use crate::slurm;
 
 /// The version of `outcome.json` that is understood.
 const OUTCOME_VERSION: u32 = 1;
@@ -75,7 +74,7 @@ fn environment(host: &dyn Host, config: &Path, is_requested: bool) -> Result<BTr
         Err(error) => return Err(error.failure()),
     };
     let Some(instance) = find_instance(host, &config.run_dir) else {
-        return if is_requested { Err(why_not_started(host)) } else { Ok(BTreeMap::new()) };
+        return if is_requested { Err(why_not_started()) } else { Ok(BTreeMap::new()) };
     };
     let outcome = read_outcome(&config.run_dir.join(instance.to_string()));
     match outcome.map_err(|why| Failure::new(Code::DaemonFailed, format!("{instance} on this node: {why}")))? {
@@ -95,7 +94,7 @@ fn find_instance(host: &dyn Host, run_dir: &Path) -> Option<InstanceId> {
         .collect();
     if instances.iter().any(|instance| instance.cluster() != instances[0].cluster()) {
         // Nodes of several clusters on one host: which is ours, Slurm's own file knows.
-        let cluster = slurm_conf::path().and_then(|path| SlurmConf::read(&path)?.cluster_name)?;
+        let cluster = SlurmConf::load()?.cluster_name?;
         instances.retain(|instance| instance.cluster().eq_ignore_ascii_case(&cluster));
     }
     match host.restart_count() {
@@ -104,14 +103,11 @@ fn find_instance(host: &dyn Host, run_dir: &Path) -> Option<InstanceId> {
     }
 }
 
-/// Without an outcome: what the prolog refused to start for, as far as it can be seen from here.
-fn why_not_started(host: &dyn Host) -> Failure {
-    let known = slurm_conf::check().and_then(|()| check_het(host.job_variable("SLURM_HET_SIZE").as_deref()));
-    let unknown = || {
-        let message = "no file system was started for this job on this node; slurmd's log there says why";
-        Failure::new(Code::DaemonFailed, message)
-    };
-    known.err().unwrap_or_else(unknown)
+/// Without an outcome no prolog of burstfs ran: for which there may be a reason that can be seen from here.
+fn why_not_started() -> Failure {
+    let message = "no file system was started for this job on this node: neither Prolog= in slurm.conf nor plugstack.conf has \
+                   burstfs's prolog run, or it failed; the logs of burstfs and of slurmd on the node say more";
+    slurm::check_flags().err().unwrap_or_else(|| Failure::new(Code::DaemonFailed, message))
 }
 
 /// `directory` and its file must be root's, as everything is that root wrote there.
@@ -122,7 +118,7 @@ fn read_outcome(directory: &Path) -> Result<Verdict, String> {
     let path = directory.join("outcome.json");
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
     let mut file = file.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => "the start was not recorded; slurmd's log there says why".to_owned(),
+        ErrorKind::NotFound => "the start was not recorded; the log of burstfs there says why".to_owned(),
         _ => error.to_string(),
     })?;
     owner(file.metadata().map_err(|error| error.to_string())?)?;

@@ -3,7 +3,9 @@
 //! No framework: the supervisor stays resident for the job's whole life and says little.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// ERROR: a person must look.
@@ -14,6 +16,15 @@ macro_rules! warning { ($($arg:tt)*) => { $crate::log::write("WARN", format_args
 macro_rules! info { ($($arg:tt)*) => { $crate::log::write("INFO", format_args!($($arg)*)) }; }
 pub(crate) use {error, info, warning};
 
+/// Where the lines go besides.
+static COPY: OnceLock<File> = OnceLock::new();
+
+/// From now on, every line goes to `file` as well: what a prolog writes to stderr goes nowhere, or to slurmd's log.
+pub(crate) fn copy_to(file: File) {
+    // The first one stays: there is one command in a process.
+    let _ = COPY.set(file);
+}
+
 /// One line, in one write: the daemon appends to the same file.
 pub(crate) fn write(level: &str, message: fmt::Arguments<'_>) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -22,6 +33,9 @@ pub(crate) fn write(level: &str, message: fmt::Arguments<'_>) {
     let line = format!("{time}.{:03}Z {level} burstfs-node: {text}\n", since.subsec_millis());
     // Nobody is left to tell when stderr cannot be written.
     let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(mut copy) = COPY.get() {
+        let _ = copy.write_all(line.as_bytes());
+    }
 }
 
 /// `text` on one line and without control characters, at most `max` bytes: parts of it may come from a user.

@@ -15,6 +15,7 @@ mod cgroup;
 mod daemon;
 mod dirs;
 mod error;
+mod job_script;
 mod job_watch;
 mod list;
 mod log;
@@ -34,13 +35,15 @@ mod supervise;
 mod takeover;
 
 use error::NodeError;
+use job_script::Script;
 use settings::Settings;
 use supervise::Mode;
 
-const DEFAULT_CONFIG: &str = "/etc/burstfs/burstfs.toml";
 const USAGE: &str = "usage: burstfs-node [--config PATH] COMMAND
-  start            the prolog of the job in the environment
-  stop             its epilog
+  prolog           what Slurm's prolog runs: start, if the job in the environment asks for burstfs; never fails
+  epilog           what Slurm's epilog runs: stop, likewise
+  start            start the instance of the job in the environment on this node
+  stop             end it
   recover          finish or undo what a crash or a reboot left
   list [--json]    the instances on this node
   gc INSTANCE      remove data that was kept";
@@ -79,6 +82,15 @@ fn command(arguments: &[String]) -> Result<(), NodeError> {
         return Ok(());
     }
     let (config, words) = split_config(&words)?;
+    let script = match words[..] {
+        ["prolog"] => Some(Script::Prolog),
+        ["epilog"] => Some(Script::Epilog),
+        _ => None,
+    };
+    if let Some(script) = script {
+        job_script::run(script, &config, &request::environment);
+        return Ok(());
+    }
     let settings = || {
         require_root()?;
         Settings::load(&config)
@@ -96,7 +108,7 @@ fn command(arguments: &[String]) -> Result<(), NodeError> {
 
 /// Takes `--config PATH` or `--config=PATH` out, wherever it stands.
 fn split_config<'a>(words: &[&'a str]) -> Result<(PathBuf, Vec<&'a str>), NodeError> {
-    let (mut config, mut rest) = (PathBuf::from(DEFAULT_CONFIG), Vec::new());
+    let (mut config, mut rest) = (PathBuf::from(burstfs_config::DEFAULT_PATH), Vec::new());
     let mut words = words.iter();
     while let Some(word) = words.next() {
         if *word == "--config" {

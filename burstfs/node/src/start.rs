@@ -40,6 +40,12 @@ pub(crate) fn run(settings: &Settings, variables: Variables<'_>) -> Result<(), N
     record_failure(&run_base, &instance, variables, failure)
 }
 
+/// Records that the job gets no instance, and why, without trying.
+pub(crate) fn refuse(settings: &Settings, variables: Variables<'_>, why: Failure) -> Result<(), NodeError> {
+    let instance = JobKey::read(variables)?.instance()?;
+    record_failure(&RunBase::open(&settings.run_dir)?, &instance, variables, why)
+}
+
 fn record_failure(
     run_base: &RunBase,
     instance: &InstanceId,

@@ -116,7 +116,7 @@ pub(crate) fn start_supervisor(
     mode: Mode,
 ) -> Result<Connection, NodeError> {
     let listener = run.listen()?;
-    let log = open_log(&settings.log_dir, instance);
+    let log = open_log(&settings.log_dir, &log_name(instance));
     let base = run_base.path().to_string_lossy().into_owned();
     let name = instance.to_string();
     let child = spawn::supervisor(&[&base, &name, mode.word()], listener.as_fd(), log.as_fd())?;
@@ -127,11 +127,15 @@ pub(crate) fn start_supervisor(
     connection.ok_or(NodeError::SupervisorGone(name))
 }
 
-/// The instance's log. An instance is not refused for want of one.
-fn open_log(log_dir: &Path, instance: &InstanceId) -> OwnedFd {
+/// What the instance's log is called.
+pub(crate) fn log_name(instance: &InstanceId) -> String {
+    format!("{instance}.log")
+}
+
+/// A log. An instance is not refused for want of one.
+pub(crate) fn open_log(log_dir: &Path, name: &str) -> OwnedFd {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND;
-    let name = format!("{instance}.log");
-    let opened = TrustedDir::open_or_make(log_dir).and_then(|dir| dir.open_file(&name, flags, 0o640));
+    let opened = TrustedDir::open_or_make(log_dir).and_then(|dir| dir.open_file(name, flags, 0o640));
     opened.map(OwnedFd::from).unwrap_or_else(|error| {
         log::warning!("no log: {error}");
         null().unwrap_or_else(|_| std::process::abort())

@@ -1,4 +1,4 @@
-//! The helper as the plugin uses it: the real `burstfs-node start`, `stop`, `recover`, `list` and `gc`, with real mounts,
+//! The helper as Slurm uses it: the real `burstfs-node start`, `stop`, `recover`, `list` and `gc`, with real mounts,
 //! processes and users, and a `burstfsd` that does what each scenario needs.
 //!
 //! Needs root and `/dev/fuse`, like the helper. Everything happens in a mount namespace of this process, on a tmpfs;

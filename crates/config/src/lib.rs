@@ -1,4 +1,4 @@
-//! The site's configuration: `burstfs.toml`, written by an administrator.
+//! The site's configuration: `burstfs.toml`, written by an administrator, and what burstfs needs of `slurm.conf`.
 //!
 //! Owns the keys, their defaults and their checks, and the site's profiles. Does not own what the programs do with a
 //! value. A [`SiteConfig`] is valid however it was made; every error names the file, the line and the key, and says
@@ -8,6 +8,7 @@
 
 mod error;
 mod profile;
+mod slurm;
 mod trust;
 mod values;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Problem};
 pub use profile::Profile;
+pub use slurm::{REQUEST_IN_PROLOG, SlurmConf};
 
 /// Where the file is unless somebody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/burstfs/burstfs.toml";

@@ -84,7 +84,7 @@ codes! {
     BadConfig = 120, "the site's configuration is wrong",
         "An administrator must look: `burstfs config check` says where.";
     PrologFlags = 121, "Slurm's PrologFlags do not fit",
-        "burstfs needs PrologFlags=Alloc,DeferBatch in slurm.conf: without Alloc most nodes get no prolog, without DeferBatch the script starts before the file system is there. RunInJob keeps SPANK prologs from running at all.";
+        "burstfs needs PrologFlags=Alloc,DeferBatch in slurm.conf: without Alloc most nodes get no prolog, without DeferBatch the script starts before the file system is there. With RunInJob Slurm runs prologs within the job, which ends what they start.";
 
     NvmeMissing = 201, "the node's NVMe directory is not there",
         "The directory that burstfs.toml names as nvme does not exist on this node, is no directory, or can be written by others than root.";

@@ -131,6 +131,34 @@ fn wrong_prolog_flags_are_said_loudly() -> Result<()> {
     })
 }
 
+#[test]
+fn prolog_and_epilog_by_the_plugin_or_not_at_all() -> Result<()> {
+    scenario("prolog-plugin", |s| {
+        s.allow_failed_start("E203");
+        // All nodes share one /etc.
+        let conf = "/etc/slurm/slurm.conf";
+        let stack = "/etc/slurm/plugstack.conf.d/burstfs.conf";
+        let undo = format!("mv {conf}.good {conf}; mv {stack}.good {stack}");
+        let remove =
+            format!("cp {conf} {conf}.good; cp {stack} {stack}.good; sed -i '/^Prolog=/d; /^Epilog=/d' {conf}");
+        s.change("ctl", &remove, &undo)?;
+        restart_slurm(s)?;
+        let job = s.job("alice")?.burstfs("capacity=100MiB").script("echo ran").submit()?;
+        job.wait_failure(SOON, &["E203", "neither Prolog= in slurm.conf nor plugstack.conf"])?;
+
+        s.cluster.sh("ctl", &format!("sed -i 's/^# required/required/' {stack}; grep -q prolog.so {stack}"))?;
+        restart_slurm(s)?;
+        let job = waiting(s)?;
+        job.wait_line("written")?;
+        job.touch("go")?;
+        job.wait_success(SOON)?;
+        ensure_drained(s, &job)?;
+
+        s.undo()?;
+        restart_slurm(s)
+    })
+}
+
 const DAEMON: &str = "/opt/burstfs/libexec/burstfs/burstfsd";
 
 /// From now on `burstfsd` of a node waits before it does anything, until [`let_go`].

@@ -130,6 +130,13 @@ impl Node {
         command
     }
 
+    /// `prolog` or `epilog`, as Slurm runs it for a job that asks for burstfs.
+    pub(crate) fn script_command(&self, word: &str, job: &Job) -> Command {
+        let mut command = self.job_command(word, job);
+        command.env_remove("BURSTFS_SPEC").env("SPANK_BURSTFS_SPEC", &self.spec);
+        command
+    }
+
     /// `start`, which returns 0 in any case, and its outcome.
     pub(crate) fn start(&self, job: &Job) -> Verdict {
         let output = self.job_command("start", job).output().unwrap();

@@ -16,6 +16,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("ready_and_stop", ready_and_stop),
     ("start_twice", start_twice),
     ("double_stop", double_stop),
+    ("scripts_of_slurm_never_fail", scripts_of_slurm_never_fail),
     ("stop_without_restart_count", stop_without_restart_count),
     ("daemon_says_failed", daemon_says_failed),
     ("daemon_dies_at_start", daemon_dies_at_start),
@@ -89,6 +90,31 @@ fn double_stop(node: &Node) {
     }
     node.assert_clean();
     assert_eq!(node.stop(&job), "", "nothing is there");
+}
+
+fn scripts_of_slurm_never_fail(node: &Node) {
+    let job = job(31, "plain");
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    };
+    // A job that does not ask for burstfs leaves no trace; one that cannot have it finds out why.
+    run(node.script_command("prolog", &job).env_remove("SPANK_BURSTFS_SPEC"));
+    assert!(!node.path("run").exists() && !node.path("log").exists());
+    run(node.script_command("prolog", &job).env("SLURM_HET_JOB_ID", "30"));
+    let Verdict::Failed { failure } = node.outcome(&job) else { panic!("a heterogeneous job got a file system") };
+    assert_eq!(failure.code, Code::NotBuiltYet);
+    let log = node.path("log").join(format!("{}.log", node.instance(&job)));
+    assert!(fs::read_to_string(&log).unwrap().contains("E108: heterogeneous"));
+    run(&mut node.script_command("epilog", &job));
+    node.assert_clean();
+    run(node.script_command("prolog", &job).env("SLURM_JOB_ID", "nonsense"));
+    assert!(fs::read_to_string(node.path("log/burstfs-node.log")).unwrap().contains("SLURM_JOB_ID=\"nonsense\""));
+    // The epilog of a run that is requeued has the count of the next.
+    run(&mut node.script_command("prolog", &job));
+    assert!(matches!(node.outcome(&job), Verdict::Ready { .. }));
+    run(node.script_command("epilog", &job).env("SLURM_JOB_RESTART_COUNT", "1"));
+    node.assert_clean();
 }
 
 fn stop_without_restart_count(node: &Node) {

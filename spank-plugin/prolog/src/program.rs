@@ -25,11 +25,11 @@ pub(crate) struct Ended {
 ///
 /// Its standard error is a file in memory, not a pipe: what it leaves running in the background may keep a pipe open,
 /// and reading it to the end would then not end. Slurm's own descriptors are closed, for the same reason.
-pub(crate) fn run(program: &Path, arguments: &[OsString], environment: &[(String, OsString)]) -> io::Result<Ended> {
+pub(crate) fn run(program: &Path, arguments: &[OsString], environment: &[(&str, OsString)]) -> io::Result<Ended> {
     let mut messages = anonymous_file()?;
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(messages.try_clone()?);
     // SAFETY: runs between fork and exec in the child; close_range is a plain system call and allocates nothing.
     // CLOEXEC keeps the descriptor by which the standard library reports a failed exec.
@@ -65,7 +65,7 @@ fn anonymous_file() -> io::Result<File> {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, environment: &[(String, OsString)]) -> Ended {
+    fn shell(script: &str, environment: &[(&str, OsString)]) -> Ended {
         run(Path::new("/bin/sh"), &["-c".into(), script.into()], environment).unwrap()
     }
 
@@ -75,7 +75,7 @@ mod tests {
         // SAFETY: duplicates a descriptor that is open; the copy, unlike the original, outlives an exec.
         let inherited = unsafe { libc::dup(std::os::fd::AsRawFd::as_raw_fd(&open)) };
         assert!(inherited > 2);
-        let ended = shell("ls -l /proc/self/fd/ >&2; pwd >&2; env >&2", &[("A".to_owned(), "b c".into())]);
+        let ended = shell("ls -l /proc/self/fd/ >&2; pwd >&2; env >&2", &[("A", "b c".into())]);
         // SAFETY: closes the copy, which nobody else knows.
         unsafe { libc::close(inherited) };
         assert!(ended.status.success());

@@ -1,9 +1,13 @@
-//! The few keys of `slurm.conf` that burstfs depends on, read from the file: asking slurmctld would make slurmd's start
-//! and every prolog wait for it.
+//! The few keys of `slurm.conf` that burstfs depends on, and whether their values fit. They are read from the file: asking
+//! slurmctld would make slurmd's start and every prolog wait for it.
 
 use std::path::{Path, PathBuf};
 
 use burstfs_types::{Code, Failure};
+
+/// The request of a job, as canonical JSON, in the environment of its prologs and epilogs; absent if it asks for nothing.
+/// Slurm makes the name from the plugin's `BURSTFS_SPEC`.
+pub const REQUEST_IN_PROLOG: &str = "SPANK_BURSTFS_SPEC";
 
 /// Where Slurm keeps its configuration when no variable says so: that of a configless node, then Debian's.
 const PLACES: [&str; 3] = ["/run/slurm/conf/slurm.conf", "/etc/slurm/slurm.conf", "/usr/local/etc/slurm.conf"];
@@ -16,22 +20,29 @@ const DEFER_IMPLIES_ALLOC: u32 = 0x1a_05_00;
 
 /// What was found. A key that is set nowhere is `None`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct SlurmConf {
-    pub(crate) prolog_flags: Option<String>,
-    pub(crate) cluster_name: Option<String>,
-}
-
-/// The file that this process's Slurm uses.
-pub(crate) fn path() -> Option<PathBuf> {
-    match std::env::var_os("SLURM_CONF") {
-        Some(path) => Some(path.into()),
-        None => PLACES.iter().map(PathBuf::from).find(|path| path.exists()),
-    }
+pub struct SlurmConf {
+    /// `PrologFlags`
+    pub prolog_flags: Option<String>,
+    /// `ClusterName`
+    pub cluster_name: Option<String>,
 }
 
 impl SlurmConf {
+    /// The file that this process's Slurm uses.
+    pub fn path() -> Option<PathBuf> {
+        match std::env::var_os("SLURM_CONF") {
+            Some(path) => Some(path.into()),
+            None => PLACES.iter().map(PathBuf::from).find(|path| path.exists()),
+        }
+    }
+
+    /// What the file of this process's Slurm says, and those that it includes; `None` when it cannot be read.
+    pub fn load() -> Option<SlurmConf> {
+        SlurmConf::read(&SlurmConf::path()?)
+    }
+
     /// What the file and those that it includes say; `None` when the file cannot be read.
-    pub(crate) fn read(path: &Path) -> Option<SlurmConf> {
+    fn read(path: &Path) -> Option<SlurmConf> {
         let text = std::fs::read_to_string(path).ok()?;
         let mut found = SlurmConf::default();
         found.scan(&text, path.parent().unwrap_or(Path::new("/")), DEPTH_MAX);
@@ -59,14 +70,16 @@ impl SlurmConf {
         }
     }
 
-    /// Why burstfs cannot work with the site's flags, if so. `version` is Slurm's, as in `slurm_version.h`.
-    pub(crate) fn check_flags(&self, version: u32) -> Result<(), Failure> {
+    /// Why burstfs cannot work with the site's flags, if so. `version` is Slurm's, as `SLURM_VERSION_NUMBER` of
+    /// `slurm_version.h` has it; it is asked for only if it matters, and a release that is not known is an old one.
+    pub fn check_flags(&self, version: impl FnOnce() -> Option<u32>) -> Result<(), Failure> {
         let flags = self.prolog_flags.as_deref().unwrap_or_default();
         let has = |name: &str| flags.split(',').any(|flag| flag.trim().eq_ignore_ascii_case(name));
-        let has_alloc =
-            ["Alloc", "Contain", "X11"].into_iter().any(has) || (version >= DEFER_IMPLIES_ALLOC && has("DeferBatch"));
+        let implies_alloc = |version: u32| version >= DEFER_IMPLIES_ALLOC;
+        let has_alloc = ["Alloc", "Contain", "X11"].into_iter().any(has)
+            || (has("DeferBatch") && version().is_some_and(implies_alloc));
         let problem = if has("RunInJob") {
-            "with RunInJob Slurm runs no SPANK prologs"
+            "with RunInJob Slurm runs prologs within the job, which ends what they start, and no SPANK prologs"
         } else if !has_alloc {
             "without Alloc most nodes of a job get no prolog"
         } else if !has("DeferBatch") {
@@ -85,23 +98,11 @@ fn strip_include(line: &str) -> Option<&str> {
     (word.eq_ignore_ascii_case("include")).then(|| name.trim())
 }
 
-/// [`SlurmConf::check_flags`] of this process's Slurm; a file that cannot be read is no reason to refuse.
-#[cfg(not(test))]
-pub(crate) fn check() -> Result<(), Failure> {
-    let found = path().and_then(|path| SlurmConf::read(&path));
-    found.map_or(Ok(()), |found| found.check_flags(crate::bindings::SLURM_VERSION_NUMBER))
-}
-
-#[cfg(test)]
-pub(crate) fn check() -> Result<(), Failure> {
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OLD: u32 = 0x16_05_08;
+    const OLD: Option<u32> = Some(0x16_05_08);
 
     fn flags(value: &str) -> SlurmConf {
         SlurmConf { prolog_flags: Some(value.to_owned()), cluster_name: None }
@@ -110,13 +111,15 @@ mod tests {
     #[test]
     fn which_flags_fit() {
         for good in ["Alloc,DeferBatch", "deferbatch,alloc", "Contain,DeferBatch", "Alloc,DeferBatch,Contain,Serial"] {
-            assert_eq!(flags(good).check_flags(OLD), Ok(()), "{good}");
+            assert_eq!(flags(good).check_flags(|| OLD), Ok(()), "{good}");
         }
         for bad in ["", "Alloc", "DeferBatch", "Contain", "Alloc,DeferBatch,RunInJob", "NoAlloc,DeferBatch"] {
-            assert_eq!(flags(bad).check_flags(OLD).unwrap_err().code, Code::PrologFlags, "{bad}");
+            assert_eq!(flags(bad).check_flags(|| OLD).unwrap_err().code, Code::PrologFlags, "{bad}");
         }
-        assert!(SlurmConf::default().check_flags(OLD).unwrap_err().message.contains("is not set"));
-        assert_eq!(flags("DeferBatch").check_flags(DEFER_IMPLIES_ALLOC), Ok(()));
+        assert!(SlurmConf::default().check_flags(|| OLD).unwrap_err().message.contains("is not set"));
+        assert!(flags("DeferBatch").check_flags(|| None).is_err());
+        assert_eq!(flags("Alloc,DeferBatch").check_flags(|| unreachable!("the release does not matter")), Ok(()));
+        assert_eq!(flags("DeferBatch").check_flags(|| Some(DEFER_IMPLIES_ALLOC)), Ok(()));
     }
 
     #[test]
