@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use burstfs_tests::bench::{Aim, Row, differences, median, report};
 use burstfs_tests::{Cluster, NODES, fill_file};
+
+#[path = "start/plugin.rs"]
+mod plugin;
 
 /// At least five are asked for.
 const RUNS: usize = 7;
@@ -23,6 +25,9 @@ const TOUCHED_BYTES: usize = 12 << 30;
 
 /// One job, timed from outside: all in ms.
 struct Times {
+    /// Its number in Slurm, and when its script began, since the epoch.
+    job: String,
+    first: f64,
     /// From sbatch to the script's first line.
     start: f64,
     /// From the script's end until the job has left the queue.
@@ -66,11 +71,13 @@ const PARTS: [Part; 4] = [
     },
     Part {
         name: "plugin",
-        measure: plugin,
+        measure: plugin::measure,
         asked: &[
-            ("sbatch --version: added by the plugin", "ms", Aim::AtMost(5.0)),
-            ("start of a job without burstfs: added by the plugin", "ms", Aim::AtMost(5.0)),
-            ("end of a job without burstfs: added by the plugin", "ms", Aim::AtMost(5.0)),
+            (plugin::VERSION, "ms", Aim::AtMost(5.0)),
+            (plugin::START_BESIDE, "ms", Aim::AtMost(5.0)),
+            (plugin::END_BESIDE, "ms", Aim::AtMost(5.0)),
+            (plugin::START_ALONE, "ms", Aim::AtMost(5.0)),
+            (plugin::END_ALONE, "ms", Aim::AtMost(5.0)),
         ],
     },
 ];
@@ -121,7 +128,7 @@ fn prepare(cluster: &Cluster) -> Result<()> {
         dir.join("run.sh"),
         "t0=$(date +%s%N); id=$(sbatch --parsable -o /dev/null \"$@\") || exit 1\n\
          while squeue -h -j \"$id\" 2>/dev/null | grep -q .; do sleep 0.005; done; t3=$(date +%s%N)\n\
-         read -r t1 < first && read -r t2 < last || exit 1; rm first last; echo \"$t0 $t1 $t2 $t3\"\n",
+         read -r t1 < first && read -r t2 < last || exit 1; rm first last; echo \"$id $t0 $t1 $t2 $t3\"\n",
     )?;
     let script =
         "#!/bin/bash\ndate +%s%N > first\n[ -z \"$1\" ] || cp -r $BURSTFS/in $BURSTFS/out\ndate +%s%N > last\n";
@@ -140,9 +147,11 @@ fn run_in(cluster: &Cluster, environment: &str, nodes: usize, options: &[&str]) 
     args.extend(options.iter().chain(&["job.sh"]).map(|word| (*word).to_owned()));
     let output = cluster.login(USER, DIR, environment, &args)?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let times: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let (job, times) = said.trim().split_once(' ').unwrap_or_default();
+    let times: Vec<f64> = times.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(times.len() == 4, "the job did not run: {said}{}", String::from_utf8_lossy(&output.stderr));
-    Ok(Times { start: (times[1] - times[0]) / 1e6, end: (times[3] - times[2]) / 1e6 })
+    let (start, end) = ((times[1] - times[0]) / 1e6, (times[3] - times[2]) / 1e6);
+    Ok(Times { job: job.to_owned(), first: times[1] / 1e6, start, end })
 }
 
 fn median_of(samples: &[f64]) -> f64 {
@@ -260,7 +269,9 @@ fn run_staging(cluster: &Cluster, options: &[&str], script: &[&str]) -> Result<T
         std::thread::sleep(Duration::from_millis(1));
     }
     let gone = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64() * 1000.0;
-    let times = Times { start: read("first")? - allocated_ms(cluster, &job)?, end: gone - read("last")? };
+    let first = read("first")?;
+    let start = first - allocated_ms(cluster, &job)?;
+    let times = Times { job, first, start, end: gone - read("last")? };
     fs::remove_file(&last)?;
     fs::remove_file(cluster.shared(DIR).join("first"))?;
     burstfs_tests::wait_until("an empty queue", burstfs_tests::SOON, || {
@@ -339,95 +350,4 @@ fn measure(cluster: &Cluster, programs: &[&str], samples: &mut [Vec<f64>]) -> Re
         }
     }
     Ok(())
-}
-
-fn plugin(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
-    let (with, without) = versions(cluster)?;
-    let against = format!("with {:.1} ms, without {:.1} ms", median_of(&with), median_of(&without));
-    rows.push(figure("sbatch --version: added by the plugin", "ms", differences(&with, &without), against));
-    let measured = set_stacks(cluster).and_then(|()| jobs_of_stacks(cluster));
-    unset_stacks(cluster)?;
-    let [none, ours, empty] = measured?;
-    for (what, pick) in [("start", (|times| times.start) as fn(&Times) -> f64), ("end", |times| times.end)] {
-        let column = |times: &[Times]| times.iter().map(pick).collect::<Vec<_>>();
-        let (none, ours, empty) = (column(&none), column(&ours), column(&empty));
-        let name = format!("{what} of a job without burstfs: added by the plugin");
-        let against = format!("with {:.1} ms, without {:.1} ms", median_of(&ours), median_of(&none));
-        rows.push(figure(name, "ms", differences(&ours, &none), against));
-        let name = format!("{what} of a job without burstfs: of that by Slurm");
-        let against = "a plugin with the same callbacks that does nothing".to_owned();
-        rows.push(figure(name, "ms", differences(&empty, &none), against));
-    }
-    Ok(())
-}
-
-/// Rounds of jobs without burstfs: one on each of the nodes whose slurmd have different plugins.
-const ROUNDS: usize = 21;
-/// Nodes without a plugin, with ours, and with one that has the same callbacks and does nothing.
-const STACKS: [&str; 3] = ["node2", "node1", "node3"];
-const PLUGSTACK: &str = "/etc/slurm/plugstack.conf.d/burstfs.conf";
-/// What ours has, to the letter.
-const EMPTY_PLUGIN: &str = "#include <slurm/spank.h>
-SPANK_PLUGIN(empty, 1)
-#define EMPTY(callback) int slurm_spank_##callback(spank_t spank, int argc, char **argv) { return 0; }
-EMPTY(init) EMPTY(init_post_opt) EMPTY(user_init) EMPTY(task_init_privileged) EMPTY(job_prolog) EMPTY(job_epilog)
-";
-
-/// slurmd asks its plugins once, when it starts: so the nodes differ, and jobs can be measured in turn.
-fn set_stacks(cluster: &Cluster) -> Result<()> {
-    let dir = cluster.shared(DIR);
-    fs::write(dir.join("empty.c"), EMPTY_PLUGIN)?;
-    let mut compiler = Command::new("cc");
-    let built = compiler.args(["-shared", "-fPIC", "-O2", "-o", "empty.so", "empty.c"]).current_dir(&dir);
-    ensure!(built.status()?.success(), "the empty plugin could not be compiled");
-    // For sbatch, which loads plugins as well.
-    let conf = format!("{DIR}/slurm.conf");
-    cluster.sh(
-        "ctl",
-        &format!("sed '/^PlugStackConfig/d' /etc/slurm/slurm.conf > {conf}; echo PlugStackConfig=/dev/null >> {conf}; cp /etc/slurm/cgroup.conf {DIR}"),
-    )?;
-    for (node, line) in [(STACKS[0], String::new()), (STACKS[2], format!("required {DIR}/empty.so"))] {
-        cluster.sh(node, &format!("echo '{line}' > /run/plugstack; mount --bind /run/plugstack {PLUGSTACK}"))?;
-        cluster.control(&["slurmd", "restart", node])?;
-    }
-    cluster.control(&["wait-idle"]).map(drop)
-}
-
-fn unset_stacks(cluster: &Cluster) -> Result<()> {
-    for node in [STACKS[0], STACKS[2]] {
-        cluster.sh(node, &format!("umount {PLUGSTACK}; rm -f /run/plugstack"))?;
-        cluster.control(&["slurmd", "restart", node])?;
-    }
-    cluster.control(&["wait-idle"]).map(drop)
-}
-
-fn jobs_of_stacks(cluster: &Cluster) -> Result<[Vec<Times>; 3]> {
-    let mut times = [Vec::new(), Vec::new(), Vec::new()];
-    for round in 0..=ROUNDS {
-        for turn in 0..STACKS.len() {
-            // Each comes as often behind each other one: slurmctld is still busy with the job before.
-            let stack = (round + turn) % STACKS.len();
-            let environment = if stack == 0 { format!("SLURM_CONF={DIR}/slurm.conf") } else { String::new() };
-            let node = format!("-w{}", STACKS[stack]);
-            let measured = run_in(cluster, &environment, 1, &[&node])?;
-            // The first round reads programs from the disk.
-            if round > 0 {
-                times[stack].push(measured);
-            }
-        }
-    }
-    Ok(times)
-}
-
-/// Times of `sbatch --version`, in turn, with the cluster's configuration and with one that has no plugins.
-fn versions(cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
-    let script = "sed '/^PlugStackConfig/d' /etc/slurm/slurm.conf > /tmp/slurm.conf; echo PlugStackConfig=/dev/null >> /tmp/slurm.conf\n\
-         cp /etc/slurm/cgroup.conf /tmp/\n\
-         once() { t0=$(date +%s%N); sbatch --version > /dev/null || exit 1; echo $(($(date +%s%N) - t0)); }\n\
-         for i in $(seq 21); do echo \"$(SLURM_CONF=/tmp/slurm.conf once) $(once)\"; done; rm /tmp/slurm.conf /tmp/cgroup.conf";
-    let said = cluster.sh("ctl", script)?;
-    let figures: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    // The first pair reads the programs from the disk.
-    let pairs = figures.chunks_exact(2).skip(1);
-    Ok(pairs.map(|pair| (pair[1] / 1e6, pair[0] / 1e6)).unzip())
 }
