@@ -40,9 +40,7 @@ fn whichever_daemon_is_killed_when_nothing_is_undone() -> Result<()> {
     println!("seed: BURSTFS_SEED={seed}");
     scenario("kills", |s| {
         // Every kill is told, and what waits for a killed daemon may say so.
-        s.allow("E301");
-        NODES.iter().for_each(|node| s.allow(node));
-        s.allow("cannot serve burstfsd");
+        s.allow_killed_daemon();
         s.allow("it is tried again");
         s.allow(" to mdt");
         let job = s

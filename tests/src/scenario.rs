@@ -68,6 +68,17 @@ impl<'a> Scenario<'a> {
         }
     }
 
+    /// A `burstfsd` is killed: its supervisor says so, and so does its broker, if it had answers for it.
+    pub fn allow_killed_daemon(&mut self) {
+        self.allow("E301: burstfsd ended: killed by signal 9");
+        self.allow("burstfsd ended without having heard of all files that it had registered");
+    }
+
+    /// A supervisor is killed: its `burstfsd` says so.
+    pub fn allow_killed_supervisor(&mut self) {
+        self.allow("the supervisor is gone; this daemon goes on serving");
+    }
+
     /// Runs `script` as root on `node`, and `undo` at the scenario's end, however it ends.
     pub fn change(&mut self, node: &str, script: &str, undo: &str) -> Result<()> {
         self.undo.push((node.to_owned(), undo.to_owned()));

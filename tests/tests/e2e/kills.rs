@@ -47,8 +47,7 @@ fn ensure_all_drained(s: &Scenario<'_>, job: &Job<'_>, later: &[&str]) -> Result
 #[test]
 fn burstfsd_is_killed_on_one_node() -> Result<()> {
     scenario("kill-daemon", |s| {
-        s.allow("E301");
-        s.allow("node2");
+        s.allow_killed_daemon();
         let job = two_phases(s, "-N3 -n3 -w node1,node3,node4")?;
         job.wait_line("written")?;
         let old = s.cluster.only_pid("node2", "burstfsd")?;
@@ -65,8 +64,7 @@ fn burstfsd_is_killed_on_one_node() -> Result<()> {
 #[test]
 fn burstfsd_is_killed_where_the_mgs_is() -> Result<()> {
     scenario("kill-mgs", |s| {
-        s.allow("E301");
-        s.allow("node1");
+        s.allow_killed_daemon();
         let job = two_phases(s, "-N3 -n3 -w node2,node3,node4")?;
         job.wait_line("written")?;
         let old = s.cluster.only_pid("node1", "burstfsd")?;
@@ -83,8 +81,7 @@ fn burstfsd_is_killed_where_the_mgs_is() -> Result<()> {
 #[test]
 fn burstfsd_is_killed_while_draining() -> Result<()> {
     scenario("kill-drain", |s| {
-        s.allow("E301");
-        s.allow("node3");
+        s.allow_killed_daemon();
         let dir = s.dir("alice")?;
         let job =
             s.job("alice")?.burstfs("per_node=300MiB").burstfs(format!("stage_out source=/out/ destination={dir}/out"));
@@ -105,8 +102,7 @@ fn burstfsd_is_killed_while_draining() -> Result<()> {
 #[test]
 fn burstfs_node_is_killed() -> Result<()> {
     scenario("kill-node-helper", |s| {
-        s.allow("supervisor");
-        s.allow("burstfs-node");
+        s.allow_killed_supervisor();
         let job = two_phases(s, "")?;
         job.wait_line("written")?;
         let pid = s.cluster.only_pid("node3", "burstfs-node")?;
@@ -120,9 +116,8 @@ fn burstfs_node_is_killed() -> Result<()> {
 #[test]
 fn both_are_killed_on_one_node() -> Result<()> {
     scenario("kill-both", |s| {
-        s.allow("E30");
-        s.allow("supervisor");
-        s.allow("node4");
+        s.allow_killed_daemon();
+        s.allow_killed_supervisor();
         let job = two_phases(s, "-N3 -n3 -w node1,node2,node3")?;
         job.wait_line("written")?;
         s.cluster.sh("node4", "pkill -9 -x 'burstfs-node|burstfsd'")?;

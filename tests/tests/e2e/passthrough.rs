@@ -100,8 +100,7 @@ fn files_are_the_kernels_again_when_the_broker_was_killed() -> Result<()> {
 #[test]
 fn a_file_that_the_kernel_writes_outlives_burstfsd() -> Result<()> {
     scenario("passthrough-kill", |s| {
-        s.allow("E301");
-        s.allow("node2");
+        s.allow_killed_daemon();
         let dir = s.dir("alice")?;
         let job = s
             .job("alice")?

@@ -17,9 +17,7 @@ fn kill(s: &Scenario<'_>, node: &str) -> Result<()> {
 #[test]
 fn fio_finds_what_it_wrote_while_burstfsd_is_killed() -> Result<()> {
     scenario("verify", |s| {
-        s.allow("E301");
-        s.allow("node1");
-        s.allow("node2");
+        s.allow_killed_daemon();
         let job = s
             .job("alice")?
             .nodes(2)
