@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burstfs_config::SiteConfig;
 use burstfs_spec::{
-    Accumulator, Capacity, CreateItems, JobSpec, PersistentPath, ProfileError, Profiles, SpecError, Values, Variable,
+    Accumulator, Capacity, CreateItems, FOREIGN_VARIABLES, JobSpec, PersistentPath, ProfileError, Profiles, SpecError,
+    Values, Variable,
 };
 use burstfs_types::{Code, limits};
 
@@ -80,8 +81,12 @@ pub(crate) fn user_values() -> Values {
 pub(crate) fn outer_job_variables(environment: impl Iterator<Item = (String, OsString)>) -> Vec<String> {
     let mut ours: Vec<(String, OsString)> = environment.filter(|(name, _)| is_like_ours(name)).collect();
     let mount = ours.iter().find(|(name, _)| name == "BURSTFS").map(|(_, value)| value.clone());
-    let is_named_mount = |value: &OsString| mount.as_ref() == Some(value);
-    ours.retain(|(name, value)| !name.starts_with("BURSTFS") || JOB.contains(&name.as_str()) || is_named_mount(value));
+    let leads_to_mount = |value: &OsString| {
+        let plain = |value: &OsString| value.to_string_lossy().trim_end_matches('/').to_owned();
+        mount.as_ref().is_some_and(|mount| plain(mount) == plain(value))
+    };
+    let is_slurms = |name: &str| names::INHERITED.contains(&name) || JOB.contains(&name);
+    ours.retain(|(name, value)| is_slurms(name) || leads_to_mount(value));
     ours.into_iter().map(|(name, _)| name).collect()
 }
 
@@ -96,7 +101,7 @@ const JOB: [&str; 6] = [
 ];
 
 fn is_like_ours(name: &str) -> bool {
-    name.starts_with("BURSTFS") || names::INHERITED.contains(&name)
+    name.starts_with("BURSTFS") || names::INHERITED.contains(&name) || FOREIGN_VARIABLES.contains(&name)
 }
 
 fn check(spec: &JobSpec, config: &Path, user: &Values) -> Result<JobSpec, SpecError> {
@@ -309,12 +314,26 @@ mod tests {
             ("BURSTFS_INSTANCE", "vc.42.0"),
             ("BURSTFS_MINE", "x"),
             ("HOME", "/burstfs/42"),
+            ("TMPDIR", "/burstfs/42"),
+            ("DW_JOB_STRIPED", "/burstfs/42/"),
             (names::IN_JOB, "{}"),
             (names::OPTION_IN_JOB, "4T"),
         ];
         let dropped = outer_job_variables(environment.map(|(name, value)| (name.to_owned(), value.into())).into_iter());
-        let expected = ["BURSTFS", "BURSTFS_CKPT", "BURSTFS_INSTANCE", names::IN_JOB, names::OPTION_IN_JOB];
+        let foreign = ["TMPDIR", "DW_JOB_STRIPED"];
+        let expected = [
+            "BURSTFS",
+            "BURSTFS_CKPT",
+            "BURSTFS_INSTANCE",
+            foreign[0],
+            foreign[1],
+            names::IN_JOB,
+            names::OPTION_IN_JOB,
+        ];
         assert_eq!(dropped, expected);
+        let own = [("BURSTFS", "/burstfs/42"), ("TMPDIR", "/scratch"), ("DW_JOB_STRIPED", "/dw/")];
+        let dropped = outer_job_variables(own.map(|(name, value)| (name.to_owned(), value.into())).into_iter());
+        assert_eq!(dropped, ["BURSTFS"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use burstfs_config::{SiteConfig, SlurmConf};
+use burstfs_spec::FOREIGN_VARIABLES;
 use burstfs_types::{Code, Failure, InstanceId};
 use serde::Deserialize;
 
@@ -54,7 +55,7 @@ pub(crate) struct Stopped;
 pub(crate) fn admit(host: &dyn Host, config: &Path, is_requested: bool) -> Result<(), Stopped> {
     match environment(host, config, is_requested) {
         Ok(environment) => {
-            for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("BURSTFS")) {
+            for (name, value) in environment.iter().filter(|(name, _)| may_be_set(name)) {
                 host.set_job_variable(name, value);
             }
             Ok(())
@@ -64,6 +65,11 @@ pub(crate) fn admit(host: &dyn Host, config: &Path, is_requested: bool) -> Resul
             Err(Stopped)
         }
     }
+}
+
+/// Whether a job may have a variable from its file system.
+fn may_be_set(name: &str) -> bool {
+    name.starts_with("BURSTFS") || FOREIGN_VARIABLES.contains(&name)
 }
 
 fn environment(host: &dyn Host, config: &Path, is_requested: bool) -> Result<BTreeMap<String, String>, Failure> {
@@ -172,7 +178,7 @@ mod tests {
         }
 
         fn ready(&self, instance: &str) {
-            let environment = format!(r#"{{"BURSTFS":"/burstfs/{instance}","LD_PRELOAD":"x"}}"#);
+            let environment = format!(r#"{{"BURSTFS":"/burstfs/{instance}","TMPDIR":"/t","LD_PRELOAD":"x"}}"#);
             let head = format!(r#"{{"version":1,"instance":"{instance}","state":"ready","#);
             self.outcome(instance, &format!(r#"{head}"environment":{environment}}}"#));
         }
@@ -193,7 +199,7 @@ mod tests {
             assert_eq!(result, Ok(()));
             let job = host.job.borrow();
             assert_eq!(job.get("BURSTFS").map(String::as_str), Some("/burstfs/vc.42.0"));
-            assert_eq!(job.len(), 1);
+            assert_eq!(job.keys().collect::<Vec<_>>(), ["BURSTFS", "TMPDIR"]);
         }
     }
 

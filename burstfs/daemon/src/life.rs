@@ -31,6 +31,7 @@ use burstfs_proto::mgs::{Fail, Phase, Report, State as InstanceState, Status};
 use burstfs_proto::oss::{OssReply, OssRequest, Statfs};
 use burstfs_proto::service::{NoBulk, ObjectService};
 use burstfs_proto::stage::Direction;
+use burstfs_spec::{Compat, Create, Tmpdir};
 use burstfs_stager::Cancel;
 use burstfs_types::{Code, Failure, NodeIndex};
 use tokio::sync::mpsc;
@@ -253,6 +254,20 @@ fn watch_start(mgs: Arc<MgsDriver>, description: Arc<InstanceDescription>) {
     tokio::spawn(mgs.listen(ticks_max));
 }
 
+/// Variables that are not burstfs's own, which the job has asked for: those of [`burstfs_spec::FOREIGN_VARIABLES`].
+fn foreign_variables(create: &Create, mount: &str) -> impl Iterator<Item = (String, String)> {
+    let tmpdir = match create.tmpdir {
+        Tmpdir::Yes => Some(("TMPDIR".to_owned(), mount.to_owned())),
+        Tmpdir::No => None,
+    };
+    let compat = match create.compat {
+        // As DataWarp has it, with a slash at the end.
+        Compat::Dw => Some(("DW_JOB_STRIPED".to_owned(), format!("{mount}/"))),
+        Compat::None => None,
+    };
+    tmpdir.into_iter().chain(compat)
+}
+
 /// How many ticks make a time, rounded up.
 pub(crate) fn ticks(time: Duration) -> u32 {
     u32::try_from(time.as_millis().div_ceil(TICK.as_millis())).unwrap_or(u32::MAX)
@@ -299,14 +314,16 @@ impl Life {
         let description = &self.description;
         let mount = description.mount.to_string_lossy().into_owned();
         let capacity = description.capacity_bytes.saturating_mul(description.nodes.len() as u64);
-        BTreeMap::from([
+        let mut environment = BTreeMap::from([
             ("BURSTFS".to_owned(), mount.clone()),
-            (description.spec.create.name.variable(), mount),
+            (description.spec.create.name.variable(), mount.clone()),
             ("BURSTFS_INSTANCE".to_owned(), description.instance.to_string()),
             ("BURSTFS_CAPACITY_BYTES".to_owned(), capacity.to_string()),
             ("BURSTFS_SERVERS".to_owned(), staging::servers(description)),
             ("BURSTFS_STAGE_IN".to_owned(), "complete".to_owned()),
-        ])
+        ]);
+        environment.extend(foreign_variables(&description.spec.create, &mount));
+        environment
     }
 
     /// From ready to the end.

@@ -8,7 +8,10 @@ use crate::lex::{Item, Text, items};
 use crate::name::InstanceName;
 use crate::nearest::nearest;
 use crate::size::Size;
-use crate::words::{Mode, OnFull, Redundancy, Requeue, Servers, Transport, Word, not_built};
+use crate::words::{Compat, Mode, OnFull, Redundancy, Requeue, Servers, Tmpdir, Transport, Word, not_built};
+
+/// The variables of others that a job gets if it asks for them (`tmpdir`, `compat`); all lead to the mount.
+pub const FOREIGN_VARIABLES: [&str; 2] = ["TMPDIR", "DW_JOB_STRIPED"];
 
 /// How much room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -54,6 +57,10 @@ pub struct Create {
     pub requeue: Requeue,
     /// How the nodes talk.
     pub transport: Transport,
+    /// Where `$TMPDIR` leads.
+    pub tmpdir: Tmpdir,
+    /// Whose variables the job finds besides.
+    pub compat: Compat,
 }
 
 /// The `create` keys that somebody set: a directive, or a profile of the site.
@@ -79,10 +86,14 @@ pub struct CreateItems {
     pub requeue: Option<Requeue>,
     /// `transport`
     pub transport: Option<Transport>,
+    /// `tmpdir`
+    pub tmpdir: Option<Tmpdir>,
+    /// `compat`
+    pub compat: Option<Compat>,
 }
 
 /// The keys of `create` that this version has.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 13] = [
     "capacity",
     "per_node",
     "name",
@@ -94,10 +105,12 @@ const KEYS: [&str; 11] = [
     "on_full",
     "requeue",
     "transport",
+    "tmpdir",
+    "compat",
 ];
 
 /// Those that it will have.
-const LATER_KEYS: [&str; 4] = ["mount", "tmpdir", "lifetime", "compat"];
+const LATER_KEYS: [&str; 2] = ["mount", "lifetime"];
 
 pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
     KEYS.into_iter().chain(LATER_KEYS)
@@ -169,6 +182,8 @@ impl CreateItems {
             "on_full" => self.on_full = Some(OnFull::parse("on_full", value)?),
             "requeue" => self.requeue = Some(Requeue::parse("requeue", value)?),
             "transport" => self.transport = Some(Transport::parse("transport", value)?),
+            "tmpdir" => self.tmpdir = Some(Tmpdir::parse("tmpdir", value)?),
+            "compat" => self.compat = Some(Compat::parse("compat", value)?),
             name @ ("count" | "size") => {
                 let message = format!(
                     "unknown key \"{name}\"; between commas a layout is quoted: layout='striped:count=N,size=S'"
@@ -198,6 +213,8 @@ impl CreateItems {
         replace(&mut self.on_full, later.on_full);
         replace(&mut self.requeue, later.requeue);
         replace(&mut self.transport, later.transport);
+        replace(&mut self.tmpdir, later.tmpdir);
+        replace(&mut self.compat, later.compat);
     }
 
     /// With defaults for what nobody set.
@@ -213,6 +230,8 @@ impl CreateItems {
             on_full: self.on_full.unwrap_or_default(),
             requeue: self.requeue.unwrap_or_default(),
             transport: self.transport.unwrap_or_default(),
+            tmpdir: self.tmpdir.unwrap_or_default(),
+            compat: self.compat.unwrap_or_default(),
         }
     }
 }
@@ -234,7 +253,7 @@ impl Create {
         };
         format!(
             "create{capacity} name={} mode={} layout={} servers={} redundancy={} tolerate={} on_full={} requeue={} \
-             transport={}",
+             transport={} tmpdir={} compat={}",
             self.name,
             self.mode,
             self.layout,
@@ -243,7 +262,9 @@ impl Create {
             self.tolerate,
             self.on_full,
             self.requeue,
-            self.transport
+            self.transport,
+            self.tmpdir,
+            self.compat
         )
     }
 }

@@ -25,7 +25,7 @@ mod staging;
 mod words;
 
 pub use accumulator::{Accumulator, NoProfiles, ProfileError, Profiles};
-pub use create::{Capacity, Create, CreateItems};
+pub use create::{Capacity, Create, CreateItems, FOREIGN_VARIABLES};
 pub use error::{Place, SpecError};
 pub use job::{JobSpec, SPEC_VERSION};
 pub use name::InstanceName;
@@ -34,6 +34,6 @@ pub use path::{InstancePath, PersistentPath, Values, Variable};
 pub use size::Size;
 pub use staging::{Preserve, PreserveSet, StageIn, StageOut, copy_target};
 pub use words::{
-    Atomic, DrainOn, DrainOnError, DrainWhen, EntryType, Mode, OnFull, Redundancy, Requeue, Servers, StageInOnError,
-    StageInWhen, Transport, Update, Verify,
+    Atomic, Compat, DrainOn, DrainOnError, DrainWhen, EntryType, Mode, OnFull, Redundancy, Requeue, Servers,
+    StageInOnError, StageInWhen, Tmpdir, Transport, Update, Verify,
 };

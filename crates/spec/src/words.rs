@@ -136,6 +136,24 @@ words! {
         Tcp = "tcp",
     } later []
 
+    /// Where `$TMPDIR` leads.
+    Tmpdir {
+        /// Where it leads without burstfs.
+        #[default]
+        No = "no",
+        /// To the mount.
+        Yes = "yes",
+    } later []
+
+    /// Whose variables the job finds beside burstfs's own.
+    Compat {
+        /// Nobody's.
+        #[default]
+        None = "none",
+        /// DataWarp's.
+        Dw = "dw",
+    } later []
+
     /// What the source of a copy is.
     EntryType {
         /// Whatever is there.

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use burstfs_spec::{
-    Accumulator, Capacity, CreateItems, EntryType, JobSpec, Preserve, PreserveSet, ProfileError, SpecError, Transport,
-    Update, Values, Verify,
+    Accumulator, Capacity, Compat, CreateItems, EntryType, JobSpec, Preserve, PreserveSet, ProfileError, SpecError,
+    Tmpdir, Transport, Update, Values, Verify,
 };
 use burstfs_types::{Code, LayoutPolicy, StripePattern};
 
@@ -78,6 +78,9 @@ fn create_keys_merge_and_the_later_wins() {
     assert_eq!(merged.create.layout, LayoutPolicy::Local);
     assert_eq!(merged.create.transport, Transport::Tcp);
     assert_eq!(spec(&["8TiB transport=rdma"]).create.transport, Transport::Rdma);
+    let create = spec(&["8TiB tmpdir=yes compat=dw", "compat=none"]).create;
+    assert_eq!((create.tmpdir, create.compat), (Tmpdir::Yes, Compat::None));
+    refused(&["create tmpdir=/x"], Code::BadValue, "/x");
     assert_eq!(merged.create.name.as_str(), "a");
     assert!(matches!(spec(&["4TiB", "per_node=1TiB"]).create.capacity, Some(Capacity::PerNode(_))));
     assert_eq!(total_bytes(&spec(&["per_node=1TiB", "capacity=4TiB"])), 4 << 40);
@@ -177,10 +180,8 @@ fn what_is_not_built_is_refused_as_such() {
         ("tolerate=1", "1"),
         ("on_full=drain", "drain"),
         ("mount=/x", "mount"),
-        ("tmpdir=yes", "tmpdir"),
         ("requeue=keep", "keep"),
         ("lifetime=2days", "lifetime"),
-        ("compat=dw", "compat"),
     ] {
         refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);
     }
@@ -227,7 +228,7 @@ fn layouts() {
 fn what_is_built_is_taken() {
     let all = spec(&[
         "capacity=1T name=x mode=shared layout=auto servers=all redundancy=none tolerate=0 on_full=enospc \
-         requeue=fresh transport=auto",
+         requeue=fresh transport=auto tmpdir=no compat=none",
         "stage_in source=/a destination=/b type=directory when=before on_error=fail preserve=mode,times verify=size \
          update=all",
         "stage_out source=/a destination=/c type=auto when=end on=always on_error=hold preserve=all verify=none \

@@ -78,6 +78,33 @@ fn a_job_inside_a_job_does_not_inherit() -> Result<()> {
 }
 
 #[test]
+fn tmpdir_and_datawarps_variables_lead_to_the_mount() -> Result<()> {
+    scenario("tmpdir", |s| {
+        let job = s
+            .job("alice")?
+            .nodes(2)
+            .burstfs("capacity=100MiB tmpdir=yes compat=dw")
+            .environment("TMPDIR=/var/tmp")
+            .script(
+                r#"set -e
+                echo "$TMPDIR $DW_JOB_STRIPED"
+                for node in node1 node2; do srun -N1 -n1 -w $node sh -c 'echo "$TMPDIR $DW_JOB_STRIPED"; mktemp'; done
+                sbatch --wait -N1 -o inner.out --wrap 'echo "inner has [$TMPDIR][$DW_JOB_STRIPED]"'"#,
+            )
+            .submit()?;
+        job.wait_success(SOON)?;
+        let (output, mount) = (job.output()?, format!("/burstfs/{}", job.id));
+        let both = format!("{mount} {mount}/");
+        ensure!(output.lines().filter(|line| *line == both).count() == 3, "{output}");
+        ensure!(output.lines().filter(|line| line.starts_with(&format!("{mount}/tmp."))).count() == 2, "{output}");
+        // A job within the job has a $TMPDIR as every job, but not that one.
+        let inner = fs::read_to_string(job.file("inner.out"))?;
+        ensure!(!inner.contains("burstfs") && inner.contains("[]"), "{inner}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_full_instance_says_so() -> Result<()> {
     scenario("enospc", |s| {
         let dir = s.dir("alice")?;
