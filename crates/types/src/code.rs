@@ -91,7 +91,7 @@ codes! {
     NvmeFull = 202, "the node's NVMe has not enough room",
         "The node's share of the capacity is larger than the free space of its NVMe. Another instance, or leftovers of other software, use it.";
     DaemonFailed = 203, "burstfsd could not start",
-        "The node's daemon ended, or could not be executed. Its last words are in the message; its log is in the node's log directory.";
+        "The node's daemon ended, or could not be executed; its last words are in the message, its log is in the node's log directory. Or nothing was started at all, since Slurm runs no prolog of burstfs: an administrator looks at Prolog= in slurm.conf.";
     NodeMissing = 204, "a node did not join in time",
         "The nodes of an instance find one another at the first node of the job. The named nodes did not, until the start time-out.";
     MountFailed = 205, "the file system could not be mounted",
