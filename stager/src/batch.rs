@@ -62,7 +62,7 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
     let mut rest = Vec::new();
     loop {
         let entries: Vec<Entry> = todo.iter().map(|(entry, _)| entry.clone()).collect();
-        let fates = round(context, job, attempt, &copy, &entries).await;
+        let fates = round(context, job, number, attempt, &copy, &entries).await;
         let mut again = Vec::new();
         for ((entry, tries), fate) in todo.into_iter().zip(fates) {
             match fate {
@@ -98,9 +98,16 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
 }
 
 /// One round over `entries`; `None` for those that a cancellation left out.
-async fn round(context: &Context, job: &StageJob, attempt: u32, copy: &Copy, entries: &[Entry]) -> Vec<Option<Fate>> {
+async fn round(
+    context: &Context,
+    job: &StageJob,
+    number: u16,
+    attempt: u32,
+    copy: &Copy,
+    entries: &[Entry],
+) -> Vec<Option<Fate>> {
     match context.direction {
-        Direction::Out => match Drain::open(context, job, attempt, copy) {
+        Direction::Out => match Drain::open(context, job, number, attempt, copy) {
             Ok(drain) => {
                 let fates = rounds(context, copy, entries, async |group| drain.group(group).await).await;
                 match drain.finish() {
@@ -110,7 +117,7 @@ async fn round(context: &Context, job: &StageJob, attempt: u32, copy: &Copy, ent
             }
             Err(error) => all_failed(entries, &error),
         },
-        Direction::In => match Fill::open(context, job, copy) {
+        Direction::In => match Fill::open(context, job, number, copy) {
             Ok(fill) => rounds(context, copy, entries, async |group| fill.group(group).await).await,
             Err(error) => all_failed(entries, &error),
         },

@@ -76,6 +76,7 @@ enum Prepared<'a> {
 pub(crate) struct Drain<'a> {
     context: &'a Context,
     job: &'a StageJob,
+    number: u16,
     copy: &'a Copy,
     attempt: u32,
     dir: OwnedFd,
@@ -87,13 +88,14 @@ impl<'a> Drain<'a> {
     pub(crate) fn open(
         context: &'a Context,
         job: &'a StageJob,
+        number: u16,
         attempt: u32,
         copy: &'a Copy,
     ) -> Result<Drain<'a>, EntryError> {
         let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
             .map_err(EntryError::target("open the directory of"))?;
         let passes_acl_on = job.preserve.acl && pfs::has_xattr(dir.as_fd(), ACL_DEFAULT);
-        Ok(Drain { context, job, copy, attempt, dir, passes_acl_on })
+        Ok(Drain { context, job, number, copy, attempt, dir, passes_acl_on })
     }
 
     /// Makes the renames durable.
@@ -229,8 +231,10 @@ impl<'a> Drain<'a> {
         let is_hashed = self.job.verify == Verify::Checksum;
         let skips_holes = self.job.preserve.sparse && meta.may_have_holes();
         if meta.size > SMALL_MAX_BYTES || skips_holes {
-            return stream::copy_out(self.context, opened.handle, meta.size, skips_holes, target, is_hashed).await;
+            let how = stream::How { number: self.number, size: meta.size, skips_holes, is_hashed };
+            return stream::copy_out(self.context, how, opened.handle, target).await;
         }
+        self.context.pace(self.number, meta.size).await;
         let mut data = Buffer::new(meta.size as usize);
         if !data.is_empty() {
             let failed = |errno: Errno| EntryError::Source { what: "read", errno: errno.into() };

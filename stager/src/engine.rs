@@ -6,7 +6,7 @@
 //!        '------ until the queue says that everything is over
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -25,7 +25,9 @@ use crate::item::{self, Dir, Record, Step, Work};
 use crate::journal::Journal;
 use crate::links::Links;
 use crate::list::Streams;
-use crate::{InstanceTree, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, start};
+use crate::names::Page;
+use crate::pace::Pace;
+use crate::{InstanceTree, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names, start};
 
 /// Finished work of one hand-in stays below this, encoded; well under the RPC's limit for a body.
 const HAND_IN_MAX_BYTES: usize = 600 << 10;
@@ -130,11 +132,21 @@ pub(crate) struct Context {
     pub(crate) journal: Journal,
     pub(crate) links: Links,
     pub(crate) streams: Mutex<Streams>,
+    /// Directories whose attributes a list has brought up already.
+    pub(crate) named_dirs: Mutex<HashSet<(u16, u128)>>,
+    paces: Vec<Pace>,
     pub(crate) runtime: Handle,
     temporaries: AtomicU32,
 }
 
 impl Context {
+    /// Waits until the directive `number` may move so many more bytes on this node.
+    pub(crate) async fn pace(&self, number: u16, bytes: u64) {
+        if let Some(pace) = self.paces.get(usize::from(number)) {
+            pace.wait(bytes, &self.cancel).await;
+        }
+    }
+
     /// A number that this node has not used in a temporary name of this attempt, nor, most likely, in an earlier life.
     pub(crate) fn temporary_number(&self) -> u32 {
         self.temporaries.fetch_add(1, Ordering::Relaxed)
@@ -177,6 +189,7 @@ impl Engine {
         let path = config.stage_dir.join(name);
         let (journal, leftovers) =
             Journal::open(&path).map_err(|source| EngineError::Journal { path: path.clone(), source })?;
+        let paces = jobs.iter().map(|job| Pace::new(job.bytes_per_second, config.nodes)).collect();
         let context = Arc::new(Context {
             direction,
             jobs,
@@ -188,6 +201,8 @@ impl Engine {
             journal,
             links: Links::default(),
             streams: Mutex::new(HashMap::new()),
+            named_dirs: Mutex::new(HashSet::new()),
+            paces,
             runtime: Handle::current(),
             temporaries: AtomicU32::new(random_u32()),
         });
@@ -334,6 +349,7 @@ async fn step(context: &Context, work: Work) -> Done {
         Step::Start => start::start(context, job, number, attempt).await,
         Step::List { dir, from } => list::list(context, job, number, attempt, dir, from).await,
         Step::Copy(copy) => batch::copy(context, job, number, attempt, copy).await,
+        Step::Names { dir, at, is_nul } => names::names(context, job, number, attempt, Page { dir, at, is_nul }).await,
     }
 }
 

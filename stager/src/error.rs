@@ -56,6 +56,9 @@ pub enum EntryError {
     /// `preserve=` without `symlinks`.
     #[error("a symbolic link, which preserve= leaves out")]
     LinkLeftOut,
+    /// A name of `list=` with `..` in it.
+    #[error("the list names something outside the source")]
+    OutsideSource,
     /// The target, read again, is not the source.
     #[error("the target differs from the source after the copy: checksum {found:032x}, expected {expected:032x}")]
     Checksum {
@@ -109,6 +112,7 @@ impl EntryError {
             EntryError::Changed
             | EntryError::Special(_)
             | EntryError::LinkLeftOut
+            | EntryError::OutsideSource
             | EntryError::Checksum { .. }
             | EntryError::Size { .. }
             | EntryError::TargetKind { .. } => None,
@@ -120,7 +124,10 @@ impl EntryError {
             EntryError::Source { errno, .. } | EntryError::Target { errno, .. } => again(*errno),
             EntryError::Changed => Again::Often,
             EntryError::Checksum { .. } | EntryError::Size { .. } => Again::Once,
-            EntryError::Special(_) | EntryError::LinkLeftOut | EntryError::TargetKind { .. } => Again::Never,
+            EntryError::Special(_)
+            | EntryError::LinkLeftOut
+            | EntryError::OutsideSource
+            | EntryError::TargetKind { .. } => Again::Never,
         }
     }
 }

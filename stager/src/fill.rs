@@ -24,6 +24,7 @@ use crate::tree::{Change, Kind, Meta, Opened};
 pub(crate) struct Fill<'a> {
     context: &'a Context,
     job: &'a StageJob,
+    number: u16,
     copy: &'a Copy,
     dir: OwnedFd,
 }
@@ -34,10 +35,15 @@ fn target(what: &'static str) -> impl Fn(Errno) -> EntryError {
 }
 
 impl<'a> Fill<'a> {
-    pub(crate) fn open(context: &'a Context, job: &'a StageJob, copy: &'a Copy) -> Result<Fill<'a>, EntryError> {
+    pub(crate) fn open(
+        context: &'a Context,
+        job: &'a StageJob,
+        number: u16,
+        copy: &'a Copy,
+    ) -> Result<Fill<'a>, EntryError> {
         let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
             .map_err(EntryError::source("open the directory of"))?;
-        Ok(Fill { context, job, copy, dir })
+        Ok(Fill { context, job, number, copy, dir })
     }
 
     pub(crate) async fn group(&self, entries: &[Entry]) -> Vec<Fate> {
@@ -154,8 +160,10 @@ impl<'a> Fill<'a> {
         let skips_holes = self.job.preserve.sparse && meta.may_have_holes();
         let (fd, handle) = (source.as_fd(), opened.handle);
         if meta.size > SMALL_MAX_BYTES || skips_holes {
-            return stream::copy_in(self.context, fd, meta.size, skips_holes, handle, is_hashed).await;
+            let how = stream::How { number: self.number, size: meta.size, skips_holes, is_hashed };
+            return stream::copy_in(self.context, how, fd, handle).await;
         }
+        self.context.pace(self.number, meta.size).await;
         let mut data = Buffer::new(meta.size as usize);
         if !data.is_empty() {
             let got = pfs::read_at(fd, 0, &mut data).map_err(EntryError::source("read"))?;

@@ -33,6 +33,8 @@ pub(crate) enum Step {
     List { dir: Dir, from: From },
     /// Copy entries of a directory.
     Copy(Copy),
+    /// Go on with a list of names, from a byte of the file on. `dir` is the root of both sides.
+    Names { dir: Dir, at: u64, is_nul: bool },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What a `stage_in` or `stage_out` directive asks for, as the stager sees it: variables replaced, paths absolute.
 
 use burstfs_proto::stage::Direction;
-use burstfs_spec::SpecError;
+use burstfs_spec::{Filters, Glob, SpecError};
 use serde::{Deserialize, Serialize};
 
 /// What the source must be.
@@ -14,6 +14,8 @@ pub enum SourceType {
     File,
     /// A directory.
     Directory,
+    /// A directory, of which a list names what is copied.
+    List,
 }
 
 /// How a copy is checked.
@@ -89,13 +91,23 @@ impl Preserve {
 /// without it the directory itself does, under its own name. A source file goes into the destination when that ends in
 /// `/` or is a directory, else it becomes the destination. A symbolic link in the source's or the destination's own path
 /// is followed, also the last one. On the PFS only the destination's last component is made; in the instance all are.
-/// The instance's root directory keeps its own mode and times.
+/// The instance's root directory keeps its own mode and times. What a pattern matches goes into the destination, which is
+/// a directory then, under its own name (or its contents do, if the pattern ends in `/`). With a list the named
+/// entries go into the destination under their paths relative to the source, with all that is below them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StageJob {
     /// Which way.
     pub direction: Direction,
-    /// Absolute; on the instance's side from its root.
+    /// Absolute; on the instance's side from its root. Of a pattern its text, for people.
     pub source: Vec<u8>,
+    /// What the source matches, if it is a pattern.
+    pub glob: Option<Glob>,
+    /// The file of the PFS that names what is copied.
+    pub list: Option<Vec<u8>>,
+    /// What is left out.
+    pub filters: Filters,
+    /// Over all nodes together.
+    pub bytes_per_second: Option<u64>,
     /// Likewise.
     pub destination: Vec<u8>,
     /// What the source must be.
@@ -116,6 +128,10 @@ impl StageJob {
         StageJob {
             direction,
             source: source.into(),
+            glob: None,
+            list: None,
+            filters: Filters::default(),
+            bytes_per_second: None,
             destination: destination.into(),
             source_type: SourceType::default(),
             verify: Verify::default(),
@@ -123,6 +139,18 @@ impl StageJob {
             atomic: Atomic::default(),
             preserve: Preserve::ALL,
         }
+    }
+
+    /// The path that is there if the job can begin: the source, or the directory in front of a pattern's first wild card.
+    pub fn root(&self) -> &[u8] {
+        self.glob.as_ref().map_or(&self.source, |glob| glob.base().as_bytes())
+    }
+
+    /// What stands in front of the path below the source when a filter is asked: rsync's root is the source itself if that
+    /// ends in `/`, and else its parent.
+    pub(crate) fn filter_prefix(&self) -> &[u8] {
+        let is_parent = self.glob.is_none() && self.list.is_none() && !self.source.ends_with(b"/");
+        if is_parent { crate::start::split(&self.source).1 } else { b"" }
     }
 }
 
@@ -132,6 +160,7 @@ impl From<burstfs_spec::EntryType> for SourceType {
             burstfs_spec::EntryType::Auto => SourceType::Auto,
             burstfs_spec::EntryType::File => SourceType::File,
             burstfs_spec::EntryType::Directory => SourceType::Directory,
+            burstfs_spec::EntryType::List => SourceType::List,
         }
     }
 }
@@ -180,6 +209,17 @@ impl From<burstfs_spec::PreserveSet> for Preserve {
     }
 }
 
+/// The source of either kind of directive, as bytes.
+macro_rules! source_text {
+    ($directive:expr) => {
+        if $directive.source.is_pattern() {
+            $directive.source.to_string().into()
+        } else {
+            $directive.source.resolved()?.into()
+        }
+    };
+}
+
 /// Fails when a path still has a variable.
 impl TryFrom<&burstfs_spec::StageIn> for StageJob {
     type Error = SpecError;
@@ -187,7 +227,11 @@ impl TryFrom<&burstfs_spec::StageIn> for StageJob {
     fn try_from(directive: &burstfs_spec::StageIn) -> Result<StageJob, SpecError> {
         Ok(StageJob {
             direction: Direction::In,
-            source: directive.source.resolved()?.into(),
+            source: source_text!(directive),
+            glob: if directive.source.is_pattern() { Some(directive.source.glob()?) } else { None },
+            list: directive.list.as_ref().map(|list| list.resolved().map(Into::into)).transpose()?,
+            filters: directive.filters.clone(),
+            bytes_per_second: directive.bwlimit.map(burstfs_spec::Rate::bytes_per_second),
             destination: directive.destination.resolved()?.into(),
             source_type: directive.entry_type.into(),
             verify: directive.verify.into(),
@@ -205,7 +249,11 @@ impl TryFrom<&burstfs_spec::StageOut> for StageJob {
     fn try_from(directive: &burstfs_spec::StageOut) -> Result<StageJob, SpecError> {
         Ok(StageJob {
             direction: Direction::Out,
-            source: directive.source.resolved()?.into(),
+            source: source_text!(directive),
+            glob: if directive.source.is_pattern() { Some(directive.source.glob()?) } else { None },
+            list: directive.list.as_ref().map(|list| list.resolved().map(Into::into)).transpose()?,
+            filters: directive.filters.clone(),
+            bytes_per_second: directive.bwlimit.map(burstfs_spec::Rate::bytes_per_second),
             destination: directive.destination.resolved()?.into(),
             source_type: directive.entry_type.into(),
             verify: directive.verify.into(),

@@ -474,7 +474,7 @@ pub(crate) fn given_up(work: &Work, reason: &str) -> Done {
         Step::Start => {
             vec![Record::NotStarted { job, is_source_missing: false, reason: reason.to_owned(), errno: None }]
         }
-        Step::List { dir, .. } => vec![
+        Step::List { dir, .. } | Step::Names { dir, .. } => vec![
             Record::Announced { job, entries: 1, dirs: 0 },
             both(dir, vec![EntryRecord::of_directory(not_attempted())]),
             Record::Listed { job },

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::PoisonError;
 
 use burstfs_proto::stage::Direction;
+use burstfs_spec::GlobName;
 use burstfs_types::{Errno, FileKind, Ino, Name, NodeIndex};
 use futures_util::stream::{self, StreamExt};
 
@@ -18,16 +19,16 @@ use crate::engine::{Context, Done};
 use crate::error::EntryError;
 use crate::fill;
 use crate::item::{
-    Copy, Dir, DirectoryDone, Entry, EntryKind, EntryRecord, EntryState, From, How, Kept, Record, Step, Work,
+    Copy, Dir, DirectoryDone, Entry, EntryKind, EntryRecord, EntryState, From, How, Kept, Record, Step, Work, join,
 };
-use crate::job::StageJob;
+use crate::job::{SourceType, StageJob};
 use crate::pfs;
 use crate::tree::{Kind, Meta, Page, PageEntry};
 
 /// Names of one batch: few, so that a directory of some hundred files is work for all nodes.
 const BATCH_MAX: usize = 128;
 /// A page ends when its items have about so many bytes.
-const PAGE_MAX_BYTES: usize = 256 << 10;
+pub(crate) const PAGE_MAX_BYTES: usize = 256 << 10;
 /// Entries of one call to the instance.
 const READDIR_MAX: u32 = 1024;
 /// Directories that are made at the same time.
@@ -57,7 +58,7 @@ pub(crate) async fn list(context: &Context, job: &StageJob, number: u16, attempt
 }
 
 /// The directory could not be listed: it has failed, with all that nobody saw in it.
-fn failed(context: &Context, job: u16, dir: &Dir, error: &EntryError) -> Done {
+pub(crate) fn failed(context: &Context, job: u16, dir: &Dir, error: &EntryError) -> Done {
     context.progress.failed();
     let errno = error.errno().map(|errno| errno.0);
     let state = EntryState::Failed { reason: format!("the directory cannot be listed: {error}"), errno };
@@ -80,7 +81,7 @@ pub(crate) fn entries_record(context: &Context, job: u16, dir: &Dir, entries: Ve
 }
 
 /// What a page has come to so far.
-struct PageWork<'a> {
+pub(crate) struct PageWork<'a> {
     context: &'a Context,
     job: &'a StageJob,
     number: u16,
@@ -97,7 +98,13 @@ struct PageWork<'a> {
 }
 
 impl<'a> PageWork<'a> {
-    fn new(context: &'a Context, job: &'a StageJob, number: u16, attempt: u32, dir: &'a Dir) -> PageWork<'a> {
+    pub(crate) fn new(
+        context: &'a Context,
+        job: &'a StageJob,
+        number: u16,
+        attempt: u32,
+        dir: &'a Dir,
+    ) -> PageWork<'a> {
         PageWork {
             context,
             job,
@@ -148,12 +155,34 @@ impl<'a> PageWork<'a> {
     }
 
     /// An entry that has failed already.
-    fn refuse(&mut self, name: &[u8], kind: EntryKind, error: &EntryError) {
+    pub(crate) fn refuse(&mut self, name: &[u8], kind: EntryKind, error: &EntryError) {
         self.bytes += name.len() + 96;
         self.entries += 1;
         self.context.progress.failed();
         let entry = Entry { name: name.to_vec(), target: None, ino: None, kind, counted: None };
         self.refused.push(EntryRecord::failed(&entry, error));
+    }
+
+    /// Whether the directive leaves the entry out.
+    fn is_left_out(&self, name: &[u8], is_directory: bool) -> bool {
+        if let Some(last) = self.pattern() {
+            let is_other_type = match self.job.source_type {
+                SourceType::File => is_directory,
+                SourceType::Directory => !is_directory,
+                SourceType::Auto | SourceType::List => false,
+            };
+            if is_other_type || !last.matches(name) {
+                return true;
+            }
+        }
+        let path = || join(self.job.filter_prefix(), &join(&self.dir.below, name));
+        !self.job.filters.is_empty() && self.job.filters.is_excluded(&path(), is_directory)
+    }
+
+    /// The pattern of which this directory has the matches: nothing else of it is copied, and not the directory itself.
+    fn pattern(&self) -> Option<&GlobName> {
+        let glob = self.job.glob.as_ref().filter(|glob| !glob.is_contents() && self.dir.below.is_empty());
+        glob.and_then(|glob| glob.names().last())
     }
 
     /// A sub-directory that is there on both sides.
@@ -168,13 +197,23 @@ impl<'a> PageWork<'a> {
         self.push_step(place, Step::List { dir, from: From::Beginning { is_new } });
     }
 
-    /// The end of the page; `next` goes on with the directory.
-    fn close(&mut self, next: Option<From>) {
+    /// Whether the target directory was empty before this attempt.
+    pub(crate) fn set_new(&mut self, is_new: bool) {
+        self.is_new = is_new;
+    }
+
+    /// No more entries come.
+    pub(crate) fn close_batches(&mut self) {
         for (place, entries) in std::mem::take(&mut self.batches) {
             if !entries.is_empty() {
                 self.push_copy(place, How::Batch, entries);
             }
         }
+    }
+
+    /// The end of the page; `next` goes on with the directory.
+    fn close(&mut self, next: Option<From>) {
+        self.close_batches();
         match next {
             None => self.done.records.push(Record::Listed { job: self.number }),
             Some(from) => {
@@ -187,7 +226,7 @@ impl<'a> PageWork<'a> {
         }
     }
 
-    fn finish(mut self) -> Done {
+    pub(crate) fn finish(mut self) -> Done {
         self.context.progress.found(self.entries, self.entry_bytes);
         let mut records = vec![Record::Announced { job: self.number, entries: self.entries, dirs: self.dirs }];
         if !self.refused.is_empty() {
@@ -198,7 +237,7 @@ impl<'a> PageWork<'a> {
     }
 
     fn has_attributes(&self) -> bool {
-        self.dir.ino != Ino::ROOT
+        self.dir.ino != Ino::ROOT && self.pattern().is_none()
     }
 
     /// The attributes of this directory that are set at the end of all.
@@ -248,7 +287,7 @@ impl<'a> PageWork<'a> {
         }
     }
 
-    async fn begin_out(&mut self, target: &OwnedFd) -> Result<(), EntryError> {
+    pub(crate) async fn begin_out(&mut self, target: &OwnedFd) -> Result<(), EntryError> {
         if !self.is_new {
             drain::remove_stale(self.context, target.as_fd(), self.attempt);
         }
@@ -281,8 +320,11 @@ impl<'a> PageWork<'a> {
         Ok(())
     }
 
-    fn tree_entry(&mut self, entry: PageEntry, target: &OwnedFd) {
+    pub(crate) fn tree_entry(&mut self, entry: PageEntry, target: &OwnedFd) {
         let name = entry.name.as_bytes();
+        if self.is_left_out(name, entry.kind == FileKind::Directory) {
+            return;
+        }
         let kind = match entry.kind {
             FileKind::Directory => match make_dir(target, name) {
                 Ok(is_new) => return self.push_dir(name, entry.ino, is_new),
@@ -345,7 +387,7 @@ impl<'a> PageWork<'a> {
         self.context.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn begin_in(&mut self, source: &OwnedFd) -> Result<(), EntryError> {
+    pub(crate) async fn begin_in(&mut self, source: &OwnedFd) -> Result<(), EntryError> {
         if !self.has_attributes() {
             return Ok(());
         }
@@ -362,7 +404,7 @@ impl<'a> PageWork<'a> {
         Ok(())
     }
 
-    fn pfs_entry(
+    pub(crate) fn pfs_entry(
         &mut self,
         source: &OwnedFd,
         name: Vec<u8>,
@@ -378,12 +420,17 @@ impl<'a> PageWork<'a> {
                     Kind::Directory => EntryKind::Directory,
                     Kind::Symlink => EntryKind::Symlink,
                     Kind::Special(what) => {
-                        self.refuse(&name, EntryKind::Other, &EntryError::Special(what));
+                        if !self.is_left_out(&name, false) {
+                            self.refuse(&name, EntryKind::Other, &EntryError::Special(what));
+                        }
                         return Ok(());
                     }
                 },
             },
         };
+        if self.is_left_out(&name, kind == EntryKind::Directory) {
+            return Ok(());
+        }
         if kind == EntryKind::Directory {
             dirs.push(name);
         } else {
@@ -392,7 +439,7 @@ impl<'a> PageWork<'a> {
         Ok(())
     }
 
-    async fn make_dirs_in(&mut self, names: Vec<Vec<u8>>) {
+    pub(crate) async fn make_dirs_in(&mut self, names: Vec<Vec<u8>>) {
         let (context, parent) = (self.context, self.dir.ino);
         let make = async |name: Vec<u8>| {
             let made = make_dir_in(context, parent, &name).await;
@@ -409,7 +456,7 @@ impl<'a> PageWork<'a> {
 }
 
 /// Makes a directory at the PFS, or finds it and makes sure that its owner can work in it. Whether it is new.
-fn make_dir(parent: &OwnedFd, name: &[u8]) -> Result<bool, EntryError> {
+pub(crate) fn make_dir(parent: &OwnedFd, name: &[u8]) -> Result<bool, EntryError> {
     let failed = EntryError::target("create");
     match pfs::mkdir(parent.as_fd(), name, 0o700) {
         Ok(()) => return Ok(true),

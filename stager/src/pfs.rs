@@ -3,7 +3,7 @@
 //! Below a tree's root nothing is followed: directories are opened one component at a time with `O_NOFOLLOW`, so that a
 //! path may also be longer than `PATH_MAX`.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use burstfs_types::Timestamp;
 use rustix::fs::{self, Advice, AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, XattrFlags};
@@ -24,6 +24,12 @@ const WRITEBACK_MIN_BYTES: u64 = 1 << 20;
 /// Opens a directory by the path that a user named: links are followed.
 pub(crate) fn open_root(path: &[u8]) -> Result<OwnedFd> {
     Ok(fs::open(path, DIRECTORY, Mode::empty())?)
+}
+
+/// Opens a file by the path that a user named, for reading: links are followed.
+pub(crate) fn open_path(path: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(fs::open(path, flags, Mode::empty())?)
 }
 
 /// Opens the directory `below` a root.
@@ -152,7 +158,7 @@ pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: u16) -> Result<()> {
 pub(crate) fn set_mode_of_directory(dir: BorrowedFd<'_>, name: &[u8], mode: u16) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = fs::openat(dir, name, flags, Mode::empty())?;
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     Ok(fs::chmod(path, Mode::from_raw_mode(u32::from(mode)))?)
 }
 

@@ -1,6 +1,7 @@
 //! The first step of a job: where its source and its destination are, what they are, and the first item.
 
 use burstfs_proto::stage::Direction;
+use burstfs_spec::Glob;
 use burstfs_types::{Errno, Ino, Name, NodeIndex};
 use thiserror::Error;
 
@@ -10,17 +11,25 @@ use crate::error::{EntryError, OsError};
 use crate::item::{Copy, Dir, Entry, EntryKind, From, How, Record, Step, Work, join};
 use crate::job::{SourceType, StageJob};
 use crate::list::make_dir_in;
-use crate::pfs;
 use crate::tree::{Kind, Meta};
+use crate::{glob, names, pfs};
 
 /// As the kernel's.
 const LINKS_MAX: u32 = 40;
 
 /// Why a job could not begin.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-enum StartError {
+pub(crate) enum StartError {
     #[error("the source does not exist")]
     SourceMissing,
+    #[error("nothing matches the pattern")]
+    NoMatch,
+    #[error("the pattern matches more than {0} names in several directories; name them with list=")]
+    TooManyMatches(usize),
+    #[error("two matches of the pattern have the name {name}; give each a destination", name = .0.escape_ascii())]
+    SameName(Vec<u8>),
+    #[error("cannot read the list {path}: {errno}", path = .path.escape_ascii())]
+    List { path: Vec<u8>, errno: OsError },
     #[error("the source is a {found}, and type= asks for a {wanted}")]
     SourceType { found: &'static str, wanted: &'static str },
     #[error("the source is a {0}")]
@@ -30,7 +39,7 @@ enum StartError {
 }
 
 impl StartError {
-    fn source(errno: Errno) -> StartError {
+    pub(crate) fn source(errno: Errno) -> StartError {
         match errno {
             Errno::ENOENT | Errno::ENOTDIR => StartError::SourceMissing,
             errno => EntryError::Source { what: "find", errno: errno.into() }.into(),
@@ -39,11 +48,24 @@ impl StartError {
 }
 
 /// What the job begins with.
+#[derive(Default)]
 struct Found {
-    place: Option<NodeIndex>,
-    step: Step,
-    is_dir: bool,
+    steps: Vec<(Option<NodeIndex>, Step)>,
+    /// Directories that will be listed.
+    dirs: u64,
+    /// Files.
+    entries: u64,
     bytes: u64,
+}
+
+impl Found {
+    fn directory(place: Option<NodeIndex>, step: Step) -> Found {
+        Found { steps: vec![(place, step)], dirs: 1, ..Found::default() }
+    }
+
+    fn file(place: Option<NodeIndex>, step: Step, bytes: u64) -> Found {
+        Found { steps: vec![(place, step)], entries: 1, bytes, ..Found::default() }
+    }
 }
 
 /// Resolves the job.
@@ -64,16 +86,17 @@ pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attemp
     };
     let mut done = Done::default();
     match result {
-        Ok(Found { place, step, is_dir, bytes }) => {
+        Ok(Found { steps, dirs, entries, bytes }) => {
             done.records.push(Record::Started { job: number });
-            let (entries, dirs) = (u64::from(!is_dir), u64::from(is_dir));
             done.records.push(Record::Announced { job: number, entries, dirs });
             context.progress.found(entries, bytes);
-            done.push_item(place, &Work { job: number, attempt, step });
+            for (place, step) in steps {
+                done.push_item(place, &Work { job: number, attempt, step });
+            }
         }
         Err(error) => {
             context.progress.failed();
-            let is_source_missing = error == StartError::SourceMissing;
+            let is_source_missing = matches!(error, StartError::SourceMissing | StartError::NoMatch);
             let errno = if let StartError::Entry(error) = &error { error.errno().map(|errno| errno.0) } else { None };
             done.records.push(Record::NotStarted { job: number, is_source_missing, reason: error.to_string(), errno });
         }
@@ -81,23 +104,30 @@ pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attemp
     done
 }
 
-fn check_type(job: &StageJob, kind: Kind) -> Result<(), StartError> {
+pub(crate) fn check_type(job: &StageJob, kind: Kind) -> Result<(), StartError> {
     let wanted = match (job.source_type, kind) {
         (_, Kind::Symlink | Kind::Special(_)) => return Err(StartError::SourceKind(kind.text())),
         (SourceType::File, Kind::Directory) => Kind::File,
-        (SourceType::Directory, Kind::File) => Kind::Directory,
-        (SourceType::Auto | SourceType::File | SourceType::Directory, Kind::File | Kind::Directory) => return Ok(()),
+        (SourceType::Directory | SourceType::List, Kind::File) => Kind::Directory,
+        (SourceType::Auto | SourceType::File, Kind::File)
+        | (SourceType::Auto | SourceType::Directory | SourceType::List, Kind::Directory) => return Ok(()),
     };
     Err(StartError::SourceType { found: kind.text(), wanted: wanted.text() })
 }
 
+/// Whether the directive's filters leave its own source out.
+fn is_left_out(job: &StageJob, is_directory: bool) -> bool {
+    let name = job.filter_prefix();
+    !name.is_empty() && job.filters.is_excluded(name, is_directory)
+}
+
 /// `path` without slashes at its end, but for the root.
-fn trimmed(path: &[u8]) -> &[u8] {
+pub(crate) fn trimmed(path: &[u8]) -> &[u8] {
     let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
     if end == 0 { b"/" } else { &path[..end] }
 }
 
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let path = trimmed(path);
     match path.iter().rposition(|byte| *byte == b'/') {
         None | Some(0) if path.len() <= 1 => (b"/", b""),
@@ -108,13 +138,13 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Where a directory's copy goes.
-fn directory_target(job: &StageJob) -> Vec<u8> {
+pub(crate) fn directory_target(job: &StageJob) -> Vec<u8> {
     let destination = trimmed(&job.destination);
     if job.source.ends_with(b"/") { destination.to_vec() } else { join(destination, split(&job.source).1) }
 }
 
 /// Where a file's copy goes: directory and name.
-fn file_target(job: &StageJob, destination_is_dir: bool) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn file_target(job: &StageJob, destination_is_dir: bool) -> (Vec<u8>, Vec<u8>) {
     if destination_is_dir || job.destination.ends_with(b"/") {
         (trimmed(&job.destination).to_vec(), split(&job.source).1.to_vec())
     } else {
@@ -131,17 +161,28 @@ fn single_file(dir: Dir, is_new: bool, name: &[u8], target: Vec<u8>, ino: Option
 
 async fn start_in(context: &Context, job: &StageJob) -> Result<Found, StartError> {
     let failed = |what| move |errno: OsError| StartError::from(EntryError::Source { what, errno });
+    if let Some(glob) = &job.glob {
+        return matches_in(context, job, glob).await;
+    }
     let meta = pfs::stat_path(&job.source).map_err(failed("find"))?.ok_or(StartError::SourceMissing)?;
     check_type(job, meta.kind)?;
     let source = pfs::canonical(&job.source).map_err(failed("find"))?;
+    if is_left_out(job, meta.kind == Kind::Directory) {
+        return Ok(Found::default());
+    }
     if meta.kind == Kind::Directory {
         // Readable now, or the reason why not.
         pfs::open_root(&source).map_err(failed("open"))?;
+        if let Some(list) = &job.list {
+            let path = trimmed(&job.destination).to_vec();
+            let (ino, _) = make_path(context, &path).await?;
+            let dir = Dir { pfs_root: source, instance_root: path, below: Vec::new(), ino };
+            return names(list, dir);
+        }
         let path = directory_target(job);
         let (ino, is_new) = make_path(context, &path).await?;
         let dir = Dir { pfs_root: source, instance_root: path, below: Vec::new(), ino };
-        let step = Step::List { dir, from: From::Beginning { is_new } };
-        return Ok(Found { place: None, step, is_dir: true, bytes: 0 });
+        return Ok(Found::directory(None, Step::List { dir, from: From::Beginning { is_new } }));
     }
     let destination_is_dir = match resolve(context, &job.destination).await {
         Ok((_, meta)) => meta.kind == Kind::Directory,
@@ -151,12 +192,40 @@ async fn start_in(context: &Context, job: &StageJob) -> Result<Found, StartError
     let (ino, is_new) = make_path(context, &dir_path).await?;
     let (source_dir, name) = split(&source);
     let dir = Dir { pfs_root: source_dir.to_vec(), instance_root: dir_path, below: Vec::new(), ino };
-    Ok(Found {
-        place: None,
-        step: single_file(dir, is_new, name, target, None, meta.size),
-        is_dir: false,
-        bytes: meta.size,
-    })
+    Ok(Found::file(None, single_file(dir, is_new, name, target, None, meta.size), meta.size))
+}
+
+/// The first page of a list of names.
+fn names(list: &[u8], dir: Dir) -> Result<Found, StartError> {
+    let failed = |errno| StartError::List { path: list.to_vec(), errno };
+    let is_nul = names::is_nul_separated(list).map_err(failed)?;
+    Ok(Found::directory(None, Step::Names { dir, at: 0, is_nul }))
+}
+
+async fn matches_in(context: &Context, job: &StageJob, glob: &Glob) -> Result<Found, StartError> {
+    let parents = glob::expand_pfs(job, glob)?;
+    let path = trimmed(&job.destination).to_vec();
+    let (ino, is_new) = make_path(context, &path).await?;
+    // What several directories bring may have the same names.
+    let is_new = is_new && parents.len() == 1;
+    let steps = parents.into_iter().map(|pfs_root| {
+        let dir = Dir { pfs_root, instance_root: path.clone(), below: Vec::new(), ino };
+        (None, Step::List { dir, from: From::Beginning { is_new } })
+    });
+    let steps: Vec<_> = steps.collect();
+    Ok(Found { dirs: steps.len() as u64, steps, ..Found::default() })
+}
+
+async fn matches_out(context: &Context, job: &StageJob, glob: &Glob) -> Result<Found, StartError> {
+    let parents = glob::expand_tree(context, job, glob).await?;
+    let path = trimmed(&job.destination).to_vec();
+    make_directory_out(&path)?;
+    let steps = parents.into_iter().map(|(instance_root, ino)| {
+        let dir = Dir { pfs_root: path.clone(), instance_root, below: Vec::new(), ino };
+        (context.tree.place(ino, None), Step::List { dir, from: From::Beginning { is_new: false } })
+    });
+    let steps: Vec<_> = steps.collect();
+    Ok(Found { dirs: steps.len() as u64, steps, ..Found::default() })
 }
 
 /// Makes all directories of a path in the instance.
@@ -176,17 +245,32 @@ async fn make_path(context: &Context, path: &[u8]) -> Result<(Ino, bool), StartE
 }
 
 async fn start_out(context: &Context, job: &StageJob, attempt: u32) -> Result<Found, StartError> {
+    if let Some(glob) = &job.glob {
+        return matches_out(context, job, glob).await;
+    }
     let (ino, meta) = resolve(context, &job.source).await.map_err(StartError::source)?;
     check_type(job, meta.kind)?;
+    if is_left_out(job, meta.kind == Kind::Directory) {
+        return Ok(Found::default());
+    }
     let tree = &context.tree;
     if meta.kind == Kind::Directory {
+        if let Some(list) = &job.list {
+            let pfs_root = trimmed(&job.destination).to_vec();
+            make_directory_out(&pfs_root)?;
+            if let Ok(target) = pfs::open_root(&pfs_root) {
+                drain::remove_stale(context, std::os::fd::AsFd::as_fd(&target), attempt);
+            }
+            let instance_root = trimmed(&job.source).to_vec();
+            return names(list, Dir { pfs_root, instance_root, below: Vec::new(), ino });
+        }
         let path = directory_target(job);
         make_directory_out(trimmed(&job.destination))?;
         let is_new = path != trimmed(&job.destination) && make_directory_out(&path)?;
         let instance_root = trimmed(&job.source).to_vec();
         let dir = Dir { pfs_root: path, instance_root, below: Vec::new(), ino };
         let step = Step::List { dir, from: From::Beginning { is_new } };
-        return Ok(Found { place: tree.place(ino, None), step, is_dir: true, bytes: 0 });
+        return Ok(Found::directory(tree.place(ino, None), step));
     }
     let failed = |errno| StartError::from(EntryError::Target { what: "find", errno });
     let there = pfs::stat_path(&job.destination).map_err(failed)?;
@@ -200,7 +284,7 @@ async fn start_out(context: &Context, job: &StageJob, attempt: u32) -> Result<Fo
     let attr = tree.getattr(ino).await.map_err(StartError::source)?;
     let dir = Dir { pfs_root: dir_path, instance_root: source_dir.to_vec(), below: Vec::new(), ino };
     let step = single_file(dir, false, name, target, Some(ino), meta.size);
-    Ok(Found { place: tree.place(ino, attr.layout.as_ref()), step, is_dir: false, bytes: meta.size })
+    Ok(Found::file(tree.place(ino, attr.layout.as_ref()), step, meta.size))
 }
 
 /// Makes the last component of a path of the PFS. Whether it is new.
@@ -220,7 +304,7 @@ fn make_directory_out(path: &[u8]) -> Result<bool, StartError> {
 }
 
 /// What a path of the instance names, links followed. An absolute link is understood when it points into the mount.
-async fn resolve(context: &Context, path: &[u8]) -> Result<(Ino, Meta), Errno> {
+pub(crate) async fn resolve(context: &Context, path: &[u8]) -> Result<(Ino, Meta), Errno> {
     let tree = &context.tree;
     let mut todo: Vec<Vec<u8>> = components(path);
     let mut stack = vec![Ino::ROOT];

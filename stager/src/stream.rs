@@ -77,9 +77,20 @@ impl Digest {
     }
 }
 
-/// Hands the data of a file of the instance to `each`, in order.
+/// How a file is copied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// The directive, whose rate holds.
+    pub(crate) number: u16,
+    pub(crate) size: u64,
+    pub(crate) skips_holes: bool,
+    pub(crate) is_hashed: bool,
+}
+
+/// Hands the data of a file of the instance to `each`, in order, at the rate of directive `number` if there is one.
 async fn read_tree(
     context: &Context,
+    number: Option<u16>,
     handle: TreeHandle,
     size: u64,
     skips_holes: bool,
@@ -99,6 +110,9 @@ async fn read_tree(
         while offset < end {
             let want = buffer.len().min((end - offset) as usize);
             let piece = &mut buffer[..want];
+            if let Some(number) = number {
+                context.pace(number, want as u64).await;
+            }
             let got = context.tree.read_at(handle, offset, piece).await.map_err(failed)?;
             if got < want {
                 return Err(EntryError::Changed);
@@ -117,16 +131,15 @@ fn buffer_len(size: u64) -> usize {
 /// Copies a file out of the instance; its checksum, if wanted.
 pub(crate) async fn copy_out(
     context: &Context,
+    how: How,
     handle: TreeHandle,
-    size: u64,
-    skips_holes: bool,
     target: BorrowedFd<'_>,
-    is_hashed: bool,
 ) -> Result<Option<u128>, EntryError> {
+    let How { number, size, skips_holes, is_hashed } = how;
     let mut shown = Shown { progress: &context.progress, bytes: 0 };
     let mut digest = Digest::new(is_hashed);
     let mut end = 0;
-    read_tree(context, handle, size, skips_holes, |offset, data| {
+    read_tree(context, Some(number), handle, size, skips_holes, |offset, data| {
         digest.data(offset, data);
         pfs::write_at(target, offset, data).map_err(EntryError::target("write"))?;
         end = offset + data.len() as u64;
@@ -143,7 +156,7 @@ pub(crate) async fn copy_out(
 /// The checksum of a file of the instance, as the target of a copy.
 pub(crate) async fn checksum_in(context: &Context, handle: TreeHandle, size: u64) -> Result<Option<u128>, EntryError> {
     let mut digest = Digest::new(true);
-    let read = read_tree(context, handle, size, true, |offset, data| {
+    let read = read_tree(context, None, handle, size, true, |offset, data| {
         digest.data(offset, data);
         Ok(())
     });
@@ -185,12 +198,11 @@ fn read_pfs(file: BorrowedFd<'_>, size: u64, mut each: impl FnMut(u64, &[u8])) -
 /// Copies a file into the instance; its checksum, if wanted.
 pub(crate) async fn copy_in(
     context: &Context,
+    how: How,
     source: BorrowedFd<'_>,
-    size: u64,
-    skips_holes: bool,
     handle: TreeHandle,
-    is_hashed: bool,
 ) -> Result<Option<u128>, EntryError> {
+    let How { number, size, skips_holes, is_hashed } = how;
     let read = EntryError::source("read");
     let write = |errno: Errno| EntryError::Target { what: "write", errno: errno.into() };
     let mut shown = Shown { progress: &context.progress, bytes: 0 };
@@ -209,6 +221,7 @@ pub(crate) async fn copy_in(
         while offset < end {
             let want = buffer.len().min((end - offset) as usize);
             let piece = &mut buffer[..want];
+            context.pace(number, want as u64).await;
             let got = pfs::read_at(source, offset, piece).map_err(&read)?;
             if got < want {
                 return Err(EntryError::Changed);

@@ -59,7 +59,7 @@ impl Staging {
     pub(crate) async fn remember_sources(&self) -> bool {
         let mut all = true;
         for job in self.spec.stage_out.iter().filter_map(|stage| StageJob::try_from(stage).ok()) {
-            all &= self.tree.remember(&job.source).await;
+            all &= self.tree.remember(job.root()).await;
         }
         all
     }

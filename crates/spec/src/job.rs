@@ -94,10 +94,12 @@ impl JobSpec {
         for stage in &mut bound.stage_in {
             stage.source = stage.source.bind(values)?;
             stage.destination = stage.destination.bind(values)?;
+            stage.list = stage.list.as_ref().map(|list| list.bind(values)).transpose()?;
         }
         for stage in &mut bound.stage_out {
             stage.source = stage.source.bind(values)?;
             stage.destination = stage.destination.bind(values)?;
+            stage.list = stage.list.as_ref().map(|list| list.bind(values)).transpose()?;
         }
         bound.check()?;
         Ok(bound)
@@ -131,6 +133,8 @@ impl JobSpec {
     /// What holds between the parts.
     fn check(&self) -> Result<(), SpecError> {
         self.create.check()?;
+        self.stage_in.iter().try_for_each(StageIn::check)?;
+        self.stage_out.iter().try_for_each(StageOut::check)?;
         let stage_in = self.stage_in.iter().map(|s| (s.written(), s.destination.to_string())).collect();
         check_overlaps(StageDirection::In, stage_in)?;
         let stage_out = self.stage_out.iter().map(|s| (s.written(), s.destination.to_string())).collect();

@@ -1,5 +1,7 @@
 //! Paths of a request, with variables that are replaced where their values are known.
 //!
+//! A source may be a pattern: `*`, `?` and `[...]` in it mean what they mean to a shell.
+//!
 //! Invariants: a path starts with `/`, or with a variable whose value does; an [`InstancePath`] has no `..`, before and
 //! after replacement, so that it cannot leave the instance; no variable's value can add a component by stealth.
 
@@ -9,8 +11,13 @@ use burstfs_types::Code;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, SpecError};
+use crate::glob::Glob;
 use crate::lex::{Glyph, Text};
 use crate::nearest::nearest;
+use crate::pattern::{pattern_text, write_pattern};
+
+/// What separates the items of a directive, and the two sides of its short form.
+pub(crate) const SEPARATORS: &str = "',: \t\n";
 
 /// Linux's `PATH_MAX`, without its NUL.
 const PATH_MAX: usize = 4_095;
@@ -110,9 +117,11 @@ impl Values {
 enum Segment {
     Literal(String),
     Variable(Variable),
+    /// `*`, `?` or a set in brackets, as in [`crate::pattern`].
+    Wild(String),
 }
 
-/// A path as a sequence of literal text and variables; no two literals stand side by side.
+/// A path as a sequence of literal text, variables and wild cards; no two literals stand side by side.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Template(Vec<Segment>);
 
@@ -133,8 +142,9 @@ impl Template {
                 rest = template.push_percent(*first, rest)?;
             } else if first.is_special('$') {
                 rest = template.push_dollar(*first, rest)?;
+            } else if !first.is_escaped && matches!(first.char, '*' | '?' | '[') {
+                rest = template.push_wild(*first, rest, end)?;
             } else {
-                check_pattern(*first, end)?;
                 template.push_char(first.char);
             }
         }
@@ -182,6 +192,28 @@ impl Template {
         Err(Fault::new(Code::BadPath, &(dollar.start..end), message))
     }
 
+    fn push_wild<'a>(&mut self, first: Glyph, rest: &'a [Glyph], end: End) -> Result<&'a [Glyph], Fault> {
+        let fault = |message: String| Fault::new(Code::BadPath, &(first.start..first.end), message);
+        let escape = format!("for the character itself write \"\\{}\"", first.char);
+        if end == End::Destination {
+            return Err(fault(format!("a destination is no pattern; {escape}")));
+        }
+        let length = if first.char == '[' {
+            let is_end = |(at, glyph): &(usize, &Glyph)| {
+                let is_first = *at == 0 || *at == 1 && matches!(rest[0].char, '!' | '^');
+                glyph.char == ']' && !glyph.is_escaped && !is_first
+            };
+            let in_name = rest.iter().take_while(|glyph| glyph.char != '/');
+            let end = in_name.enumerate().find(is_end).map(|(at, _)| at + 1);
+            end.ok_or_else(|| fault(format!("a \"[\" has no \"]\" in its name; {escape}")))?
+        } else {
+            0
+        };
+        let (set, tail) = rest.split_at(length);
+        self.0.push(Segment::Wild(pattern_text(&[&[first], set].concat())));
+        Ok(tail)
+    }
+
     fn push_char(&mut self, char: char) {
         match self.0.last_mut() {
             Some(Segment::Literal(text)) => text.push(char),
@@ -197,7 +229,7 @@ impl Template {
         let is_absolute = match self.0.first() {
             Some(Segment::Literal(text)) => text.starts_with('/'),
             Some(Segment::Variable(variable)) => variable.is_path(),
-            None => false,
+            Some(Segment::Wild(_)) | None => false,
         };
         if !is_absolute {
             return Err("a path is absolute: it starts with \"/\", $HOME, $SLURM_SUBMIT_DIR or %d".to_owned());
@@ -225,6 +257,7 @@ impl Template {
                     Some(value) => bound.push_text(check_value(*variable, value)?),
                     None => bound.0.push(segment.clone()),
                 },
+                Segment::Wild(_) => bound.0.push(segment.clone()),
             }
         }
         bound.check()?;
@@ -234,21 +267,48 @@ impl Template {
     fn variables(&self) -> impl Iterator<Item = Variable> + '_ {
         self.0.iter().filter_map(|segment| match segment {
             Segment::Variable(variable) => Some(*variable),
-            Segment::Literal(_) => None,
+            Segment::Literal(_) | Segment::Wild(_) => None,
         })
     }
 
-    fn resolved(&self) -> Result<&str, Variable> {
+    fn is_pattern(&self) -> bool {
+        self.0.iter().any(|segment| matches!(segment, Segment::Wild(_)))
+    }
+
+    fn resolved(&self) -> Result<&str, String> {
         match self.0.as_slice() {
             [Segment::Literal(text)] => Ok(text),
-            _ => self.variables().next().map_or(Ok("/"), Err),
+            _ => Err(match self.variables().next() {
+                Some(variable) => no_value(variable),
+                None => "a pattern is no path".to_owned(),
+            }),
         }
+    }
+
+    /// The pattern that the path is, or the literal path as one.
+    fn glob(&self) -> Result<Glob, String> {
+        let mut text = String::new();
+        for segment in &self.0 {
+            match segment {
+                Segment::Variable(variable) => return Err(no_value(*variable)),
+                Segment::Wild(wild) => text.push_str(wild),
+                Segment::Literal(literal) => {
+                    for char in literal.chars() {
+                        if "\\*?[".contains(char) {
+                            text.push('\\');
+                        }
+                        text.push(char);
+                    }
+                }
+            }
+        }
+        Glob::new(&text)
     }
 
     fn known_directory(&self) -> Option<&str> {
         match self.0.first()? {
             Segment::Literal(text) => text.rfind('/').map(|end| &text[..=end]),
-            Segment::Variable(_) => None,
+            Segment::Variable(_) | Segment::Wild(_) => None,
         }
     }
 
@@ -261,6 +321,10 @@ impl Template {
                 Segment::Variable(variable) => {
                     text.push_str(&variable.to_string());
                     after_name = Variable::DOLLAR.iter().any(|(_, dollar)| dollar == variable);
+                }
+                Segment::Wild(wild) => {
+                    after_name = false;
+                    write_pattern(wild, extra, &mut text);
                 }
                 Segment::Literal(literal) => {
                     for char in literal.chars() {
@@ -306,22 +370,14 @@ impl Template {
 impl Segment {
     fn literal_len(&self) -> usize {
         match self {
-            Segment::Literal(text) => text.len(),
+            Segment::Literal(text) | Segment::Wild(text) => text.len(),
             Segment::Variable(_) => 0,
         }
     }
 }
 
-fn check_pattern(glyph: Glyph, end: End) -> Result<(), Fault> {
-    if glyph.is_escaped || !matches!(glyph.char, '*' | '?' | '[') {
-        return Ok(());
-    }
-    let escape = format!("for the character itself write \"\\{}\"", glyph.char);
-    let (code, message) = match end {
-        End::Source => (Code::NotBuiltYet, format!("a pattern is not in this version of burstfs; {escape}")),
-        End::Destination => (Code::BadPath, format!("a destination is no pattern; {escape}")),
-    };
-    Err(Fault::new(code, &(glyph.start..glyph.end), message))
+fn no_value(variable: Variable) -> String {
+    format!("{variable} has no value in this job")
 }
 
 fn check_value(variable: Variable, value: &str) -> Result<&str, String> {
@@ -367,11 +423,19 @@ macro_rules! paths {
                 bound.map_err(|message| SpecError::new(Code::BadPath, format!("{self}: {message}")))
             }
 
-            /// The path as a file system takes it. Fails when a variable has not been replaced.
+            /// The path as a file system takes it. Fails when a variable has not been replaced, and for a pattern.
             pub fn resolved(&self) -> Result<&str, SpecError> {
-                self.0.resolved().map_err(|variable| {
-                    SpecError::new(Code::BadPath, format!("{self}: {variable} has no value in this job"))
-                })
+                self.0.resolved().map_err(|why| SpecError::new(Code::BadPath, format!("{self}: {why}")))
+            }
+
+            /// Whether the path has wild cards.
+            pub fn is_pattern(&self) -> bool {
+                self.0.is_pattern()
+            }
+
+            /// What the path matches. Fails when a variable has not been replaced.
+            pub fn glob(&self) -> Result<Glob, SpecError> {
+                self.0.glob().map_err(|why| SpecError::new(Code::BadPath, format!("{self}: {why}")))
             }
 
             /// The variables that have not been replaced.
@@ -391,7 +455,7 @@ macro_rules! paths {
 
             /// As it is written within a directive.
             pub(crate) fn to_directive(&self) -> String {
-                self.0.write("',: \t\n")
+                self.0.write(SEPARATORS)
             }
 
             /// Its components without variables replaced, for comparison.
@@ -485,9 +549,8 @@ mod tests {
             ("/x/${USER}", Code::BadPath, "$"),
             ("/x/$USERS", Code::BadPath, "$USERS"),
             ("/x/$HOME", Code::BadPath, "/x/$HOME"),
-            ("/x/*.dat", Code::NotBuiltYet, "*"),
-            ("/x/a?", Code::NotBuiltYet, "?"),
-            ("/x/[ab]", Code::NotBuiltYet, "["),
+            ("/x/[ab", Code::BadPath, "["),
+            ("/x/[a/b]", Code::BadPath, "["),
         ] {
             let fault = persistent(text).unwrap_err();
             assert_eq!((fault.code, &text[fault.mark]), (code, marked), "{text}");
@@ -495,6 +558,21 @@ mod tests {
         assert_eq!(persistent(r"/x/\*\$\[").unwrap().resolved(), Ok("/x/*$["));
         assert!(persistent(&format!("/{}", "x".repeat(PATH_MAX))).is_err());
         assert!(persistent("/lus/../x").is_ok());
+    }
+
+    #[test]
+    fn patterns() {
+        for text in ["/x/*.dat", "/x/a?", r"/%j/[a\]b]*/", "/x[]a]", "/x[!]a]y", r"/x/\*[a,\-]"] {
+            let path = persistent(text).unwrap();
+            assert!(path.is_pattern(), "{text}");
+            assert_eq!(path.to_string(), text);
+            assert!(path.resolved().is_err());
+        }
+        let bound = persistent(r"/lus/%j/\*/x*/").unwrap().bind(&values()).unwrap();
+        let glob = bound.glob().unwrap();
+        assert_eq!((glob.base(), glob.is_contents(), glob.names().len()), ("/lus/42/*", true, 1));
+        assert!(persistent("/x/*/../y").unwrap().glob().is_err());
+        assert!(!persistent(r"/x/\*\?\[").unwrap().is_pattern());
     }
 
     #[test]

@@ -6,9 +6,11 @@ use burstfs_types::Code;
 use serde::{Deserialize, Serialize};
 
 use crate::create::unknown_key;
-use crate::error::Fault;
+use crate::error::{Fault, SpecError};
+use crate::filter::{Filter, FilterAction, Filters};
 use crate::lex::Text;
 use crate::path::{End, InstancePath, PersistentPath};
+use crate::rate::Rate;
 use crate::words::{
     Atomic, DrainOn, DrainOnError, DrainWhen, EntryType, StageInOnError, StageInWhen, Update, Verify, Word, list,
     not_built,
@@ -155,6 +157,15 @@ pub struct StageIn {
     pub verify: Verify,
     /// Which files are copied.
     pub update: Update,
+    /// With `type=list`: the file that names what is copied, relative to the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<PersistentPath>,
+    /// What is left out.
+    #[serde(default, skip_serializing_if = "Filters::is_empty")]
+    pub filters: Filters,
+    /// How fast, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bwlimit: Option<Rate>,
 }
 
 /// One copy out of the instance.
@@ -182,6 +193,15 @@ pub struct StageOut {
     pub atomic: Atomic,
     /// Which files are copied.
     pub update: Update,
+    /// With `type=list`: the file that names what is copied, relative to the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<PersistentPath>,
+    /// What is left out.
+    #[serde(default, skip_serializing_if = "Filters::is_empty")]
+    pub filters: Filters,
+    /// How fast, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bwlimit: Option<Rate>,
 }
 
 /// Where the copy of `source` goes, by rsync's rules: a source that ends with `/` is copied as `destination` itself; a
@@ -198,9 +218,22 @@ pub fn copy_target(source: &str, destination: &str, is_directory: bool) -> Strin
     }
 }
 
-const COMMON_KEYS: [&str; 8] = ["source", "destination", "type", "when", "on_error", "preserve", "verify", "update"];
+const COMMON_KEYS: [&str; 12] = [
+    "source",
+    "destination",
+    "type",
+    "list",
+    "include",
+    "exclude",
+    "when",
+    "on_error",
+    "preserve",
+    "verify",
+    "update",
+    "bwlimit",
+];
 const OUT_KEYS: [&str; 2] = ["on", "atomic"];
-const LATER_KEYS: [&str; 5] = ["list", "include", "exclude", "bwlimit", "retain"];
+const LATER_KEYS: [&str; 1] = ["retain"];
 const LATER_OUT_KEYS: [&str; 1] = ["deadline"];
 
 /// The items of one stage directive until all have been read.
@@ -236,7 +269,8 @@ impl<'a> Draft<'a> {
         if is_later {
             return Err(not_built(key, &format!("the key \"{name}\"")));
         }
-        if self.items.iter().any(|(earlier, _)| earlier.plain() == name) {
+        let may_repeat = FilterAction::of_key(name).is_some();
+        if !may_repeat && self.items.iter().any(|(earlier, _)| earlier.plain() == name) {
             let message = format!("\"{name}\" stands twice in one directive");
             return Err(Fault::new(Code::DuplicateKey, &key.span, message));
         }
@@ -264,16 +298,41 @@ impl<'a> Draft<'a> {
         self.find("preserve").map_or(Ok(PreserveSet::ALL), PreserveSet::parse)
     }
 
-    /// `type=list` is a value of later; the rest of the check is that a file has no contents to copy.
+    /// `type`, checked against what else says what the source is. `list=` alone says `type=list`.
     fn entry_type(&self, source_ends_with_slash: bool) -> Result<EntryType, Fault> {
+        let conflict = |value: &Text, message: &str| Err(Fault::new(Code::Conflict, &value.span, message));
         let entry_type: EntryType = self.word("type")?;
-        match self.find("type") {
-            Some(value) if entry_type == EntryType::File && source_ends_with_slash => {
-                let message = "type=file, but the source ends with \"/\": the contents of a directory";
-                Err(Fault::new(Code::Conflict, &value.span, message))
+        match (self.find("type"), self.find("list"), entry_type) {
+            (None, Some(_), _) => Ok(EntryType::List),
+            (Some(value), None, EntryType::List) => {
+                conflict(value, "type=list needs list=FILE, which names what is copied")
+            }
+            (Some(_), Some(list), other) if other != EntryType::List => {
+                conflict(list, &format!("list= goes with type=list, not with type={other}"))
+            }
+            (Some(value), _, EntryType::File) if source_ends_with_slash => {
+                conflict(value, "type=file, but the source ends with \"/\": the contents of a directory")
             }
             _ => Ok(entry_type),
         }
+    }
+
+    fn list(&self, is_pattern: bool) -> Result<Option<PersistentPath>, Fault> {
+        let Some(value) = self.find("list") else { return Ok(None) };
+        if is_pattern {
+            let message = "list= names what is below one source; this source is a pattern";
+            return Err(Fault::new(Code::Conflict, &value.span, message));
+        }
+        PersistentPath::parse(value, End::Destination).map(Some)
+    }
+
+    fn filters(&self) -> Result<Filters, Fault> {
+        let filters = self.items.iter().filter_map(|(key, value)| Some((FilterAction::of_key(&key.plain())?, value)));
+        Ok(Filters::new(filters.map(|(action, value)| Filter::parse(action, value)).collect::<Result<_, _>>()?))
+    }
+
+    fn bwlimit(&self) -> Result<Option<Rate>, Fault> {
+        self.find("bwlimit").map(Rate::parse).transpose()
     }
 
     /// `verb` is what to mark when something is missing.
@@ -282,6 +341,7 @@ impl<'a> Draft<'a> {
         let destination = InstancePath::parse(self.required("destination", verb)?, End::Destination)?;
         Ok(StageIn {
             entry_type: self.entry_type(source.ends_with_slash())?,
+            list: self.list(source.is_pattern())?,
             source,
             destination,
             when: self.word("when")?,
@@ -289,6 +349,8 @@ impl<'a> Draft<'a> {
             preserve: self.preserve()?,
             verify: self.word("verify")?,
             update: self.word("update")?,
+            filters: self.filters()?,
+            bwlimit: self.bwlimit()?,
         })
     }
 
@@ -298,6 +360,7 @@ impl<'a> Draft<'a> {
         let destination = PersistentPath::parse(self.required("destination", verb)?, End::Destination)?;
         Ok(StageOut {
             entry_type: self.entry_type(source.ends_with_slash())?,
+            list: self.list(source.is_pattern())?,
             source,
             destination,
             when: self.word("when")?,
@@ -307,6 +370,8 @@ impl<'a> Draft<'a> {
             verify: self.word("verify")?,
             atomic: self.word("atomic")?,
             update: self.word("update")?,
+            filters: self.filters()?,
+            bwlimit: self.bwlimit()?,
         })
     }
 
@@ -314,6 +379,33 @@ impl<'a> Draft<'a> {
     pub(crate) fn destination_span(&self) -> std::ops::Range<usize> {
         self.find("destination").map_or(0..0, |value| value.span.clone())
     }
+}
+
+/// What holds within a directive, however it was made: `destination` and `list` are no patterns, and a list has its type.
+fn check(
+    destination_is_pattern: bool,
+    list: Option<&PersistentPath>,
+    entry_type: EntryType,
+    source_is_pattern: bool,
+) -> Result<(), SpecError> {
+    let message = if destination_is_pattern || list.is_some_and(PersistentPath::is_pattern) {
+        "a destination or a list is no pattern"
+    } else if list.is_some() != (entry_type == EntryType::List) {
+        "type=list and list= go together"
+    } else if list.is_some() && source_is_pattern {
+        "a source with a list is no pattern"
+    } else {
+        return Ok(());
+    };
+    Err(SpecError::new(Code::Conflict, message))
+}
+
+/// The keys that are written only when they say something.
+fn optional_keys(list: Option<&PersistentPath>, filters: &Filters, bwlimit: Option<Rate>) -> String {
+    let list = list.map(|list| format!(" list={}", list.to_directive()));
+    let filters = filters.iter().map(|filter| format!(" {filter}"));
+    let bwlimit = bwlimit.map(|rate| format!(" bwlimit={rate}"));
+    list.into_iter().chain(filters).chain(bwlimit).collect()
 }
 
 /// The components of what a copy writes, as far as they are known before the source is looked at.
@@ -330,12 +422,18 @@ impl StageIn {
     pub(crate) fn written(&self) -> Vec<String> {
         let into = self.destination.ends_with_slash() || self.entry_type == EntryType::Directory;
         let (source, destination) = (self.source.components(), self.destination.components());
-        written(source, self.source.ends_with_slash(), destination, into)
+        let is_contents =
+            self.source.ends_with_slash() || self.source.is_pattern() || self.entry_type == EntryType::List;
+        written(source, is_contents, destination, into)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        check(self.destination.is_pattern(), self.list.as_ref(), self.entry_type, self.source.is_pattern())
     }
 
     pub(crate) fn to_directive(&self) -> String {
         format!(
-            "stage_in source={} destination={} type={} when={} on_error={} preserve={} verify={} update={}",
+            "stage_in source={} destination={} type={} when={} on_error={} preserve={} verify={} update={}{}",
             self.source.to_directive(),
             self.destination.to_directive(),
             self.entry_type,
@@ -343,7 +441,8 @@ impl StageIn {
             self.on_error,
             self.preserve,
             self.verify,
-            self.update
+            self.update,
+            optional_keys(self.list.as_ref(), &self.filters, self.bwlimit)
         )
     }
 }
@@ -353,13 +452,19 @@ impl StageOut {
     pub(crate) fn written(&self) -> Vec<String> {
         let into = self.destination.ends_with_slash() || self.entry_type == EntryType::Directory;
         let (source, destination) = (self.source.components(), self.destination.components());
-        written(source, self.source.ends_with_slash(), destination, into)
+        let is_contents =
+            self.source.ends_with_slash() || self.source.is_pattern() || self.entry_type == EntryType::List;
+        written(source, is_contents, destination, into)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        check(self.destination.is_pattern(), self.list.as_ref(), self.entry_type, self.source.is_pattern())
     }
 
     pub(crate) fn to_directive(&self) -> String {
         format!(
             "stage_out source={} destination={} type={} when={} on={} on_error={} preserve={} verify={} atomic={} \
-             update={}",
+             update={}{}",
             self.source.to_directive(),
             self.destination.to_directive(),
             self.entry_type,
@@ -369,7 +474,8 @@ impl StageOut {
             self.preserve,
             self.verify,
             self.atomic,
-            self.update
+            self.update,
+            optional_keys(self.list.as_ref(), &self.filters, self.bwlimit)
         )
     }
 }

@@ -163,7 +163,9 @@ words! {
         File = "file",
         /// A directory with what is in it.
         Directory = "directory",
-    } later [Later::Word("list")]
+        /// A directory, of which a list names what is copied.
+        List = "list",
+    } later []
 
     /// When input is copied in.
     StageInWhen {

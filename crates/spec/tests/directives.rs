@@ -185,20 +185,11 @@ fn what_is_not_built_is_refused_as_such() {
     ] {
         refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);
     }
-    for (item, marked) in [
-        ("type=list", "list"),
-        ("list=/f", "list"),
-        ("include=*.h5", "include"),
-        ("exclude=*.h5", "exclude"),
-        ("on_error=warn", "warn"),
-        ("bwlimit=1GB", "bwlimit"),
-        ("retain=24h", "retain"),
-    ] {
+    for (item, marked) in [("on_error=warn", "warn"), ("retain=24h", "retain")] {
         refused(&[&format!("stage_in source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
     }
     refused(&["stage_in source=/a destination=/b when=async"], Code::NotBuiltYet, "async");
-    refused(&["stage_in source=/a/*.dat destination=/b"], Code::NotBuiltYet, "*");
     for (item, marked) in [
         ("when=continuous", "continuous"),
         ("when=interval:15m", "interval:15m"),
@@ -241,6 +232,47 @@ fn what_is_built_is_taken() {
     assert_eq!(all.stage_out[0].preserve, PreserveSet::ALL);
     let quoted = spec(&["stage_in,source=/a,destination=/b,preserve='mode,times'"]);
     assert_eq!(quoted.stage_in[0].preserve, stage.preserve);
+}
+
+#[test]
+fn what_is_copied_and_how_fast() {
+    let stage = &spec(&[r"stage_in source=/lus/%j/run-[0-9]*/ destination=/in exclude=*.tmp include='a b\*c' exclude=[x\]y]/ bwlimit=1.5GB/s"])
+        .stage_in[0];
+    assert!(stage.source.is_pattern() && stage.entry_type == EntryType::Auto);
+    let filters: Vec<String> = stage.filters.iter().map(ToString::to_string).collect();
+    assert_eq!(filters, ["exclude=*.tmp", r"include=a\ b\*c", r"exclude=[x\]y]/"]);
+    assert_eq!(
+        stage.bwlimit.map(|rate| (rate.bytes_per_second(), rate.to_string())),
+        Some((1_500_000_000, "1500MB/s".to_owned()))
+    );
+    let out = &spec(&["stage_out source=/out destination=/lus/x type=list list=$HOME/names bwlimit=1MiB"]).stage_out[0];
+    assert_eq!((out.entry_type, out.bwlimit.unwrap().bytes_per_second()), (EntryType::List, 1 << 20));
+    let home = Values { home: Some("/home/alice".to_owned()), ..Values::default() };
+    let bound = spec(&["stage_in source=/a destination=/b list=$HOME/names"]).bind(&home).unwrap();
+    assert_eq!(bound.stage_in[0].list.as_ref().unwrap().resolved(), Ok("/home/alice/names"));
+    assert_eq!(bound.stage_in[0].entry_type, EntryType::List);
+
+    for (item, code, marked) in [
+        ("bwlimit=5", Code::BadSize, "5"),
+        ("bwlimit=5MB/m", Code::BadSize, "5MB/m"),
+        ("bwlimit=5MB bwlimit=6MB", Code::DuplicateKey, "bwlimit"),
+        ("exclude=[a", Code::BadValue, "[a"),
+        ("exclude=[[:digits:]]", Code::BadValue, "[[:digits:]]"),
+        ("include='- x'", Code::BadValue, "'- x'"),
+        ("includ=x", Code::UnknownKey, "includ"),
+        ("type=list", Code::Conflict, "list"),
+        ("type=file list=/l", Code::Conflict, "/l"),
+        ("list=l", Code::BadPath, "l"),
+        ("list=/l*", Code::BadPath, "*"),
+        ("list=/l list=/m", Code::DuplicateKey, "list"),
+    ] {
+        refused(&[&format!("stage_in source=/a destination=/b {item}")], code, marked);
+        refused(&[&format!("stage_out source=/a destination=/b {item}")], code, marked);
+    }
+    refused(&["stage_in source=/a* destination=/b list=/l"], Code::Conflict, "/l");
+    refused(&["stage_in source=/a[b destination=/b"], Code::BadPath, "[");
+    // Where a pattern's matches go is not known here: their destination is taken as a whole.
+    refused(&["stage_in source=/a/* destination=/in/", "stage_in source=/b destination=/in/"], Code::Conflict, "/in/");
 }
 
 #[test]
@@ -371,7 +403,13 @@ fn hostile_json() {
         ("\"destination\":\"/b\"", "\"destination\":\"/in/b\""),
         ("\"source\":\"/b/\"", "\"source\":\"b/\""),
         ("\"source\":\"/b/\"", "\"source\":\"/b/$PATH\""),
-        ("\"source\":\"/b/\"", "\"source\":\"/b/*\""),
+        ("\"source\":\"/b/\"", "\"source\":\"/b/[\""),
+        ("\"destination\":\"/b\"", "\"destination\":\"/b*\""),
+        ("\"type\":\"auto\"", "\"type\":\"list\""),
+        ("\"update\":\"changed\"", "\"update\":\"changed\",\"list\":\"/f\""),
+        ("\"update\":\"changed\"", "\"update\":\"changed\",\"bwlimit\":0"),
+        ("\"update\":\"changed\"", "\"update\":\"changed\",\"filters\":[{\"action\":\"exclude\",\"pattern\":\"[\"}]"),
+        ("\"update\":\"changed\"", "\"update\":\"changed\",\"filters\":[{\"action\":\"drop\",\"pattern\":\"x\"}]"),
         ("[\"mode\",", "[\"mode\",\"mode\","),
         ("\"stage_out\":[]", "\"stage_out\":[]}{"),
     ] {

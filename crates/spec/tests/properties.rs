@@ -50,13 +50,18 @@ fn near_directive() -> impl Strategy<Value = String> {
         Just("*"),
         Just("\u{0}"),
         Just("type="),
+        Just("list="),
+        Just("exclude="),
+        Just("bwlimit="),
+        Just("["),
+        Just("]"),
         Just("file"),
     ];
     prop::collection::vec(token, 0..24).prop_map(|tokens| tokens.concat())
 }
 
 /// A path in the way of a directive: any characters, each escaped.
-fn path(is_persistent: bool) -> impl Strategy<Value = String> {
+fn path(is_persistent: bool, is_source: bool) -> impl Strategy<Value = String> {
     let head = if is_persistent { vec!["/", "$HOME", "$SLURM_SUBMIT_DIR", "%d"] } else { vec!["/"] };
     let piece = prop_oneof![
         any::<char>()
@@ -65,8 +70,9 @@ fn path(is_persistent: bool) -> impl Strategy<Value = String> {
         prop::sample::select(vec!["%j", "%A", "%a", "%u", "%x", "%%", "$USER", "/", "-a.b", "'x y'"])
             .prop_map(str::to_owned),
     ];
-    (prop::sample::select(head), prop::collection::vec(piece, 1..8))
-        .prop_map(|(head, pieces)| format!("{head}{}", pieces.concat()))
+    let wild = if is_source { vec!["", "*", "?", "[a,b]", r"[!\]\ x-z]*"] } else { vec![""] };
+    (prop::sample::select(head), prop::collection::vec(piece, 1..8), prop::sample::select(wild))
+        .prop_map(|(head, pieces, wild)| format!("{head}{}{}", pieces.concat(), wild))
 }
 
 fn directives() -> impl Strategy<Value = Vec<String>> {
@@ -80,14 +86,20 @@ fn directives() -> impl Strategy<Value = Vec<String>> {
         .prop_map(|(bytes, key, layout, transport)| {
             format!("create {key}={}.{:03}KB layout={layout} transport={transport}", bytes / 1000, bytes % 1000)
         });
-    let options =
-        (word(&["all", "mode", "mode,times,sparse"]), word(&["checksum", "size", "none"]), word(&["changed", "all"]))
-            .prop_map(|(preserve, verify, update)| format!("preserve={preserve} verify={verify} update={update}"));
-    let stage_in = (path(true), path(false), options.clone())
+    let options = (
+        word(&["all", "mode", "mode,times,sparse"]),
+        word(&["checksum", "size", "none"]),
+        word(&["changed", "all"]),
+        word(&["", "bwlimit=7MB", r"exclude=*.o include='a ,b' exclude=x\,[,\ \\]*/ exclude=a\\b"]),
+    )
+        .prop_map(|(preserve, verify, update, rest)| {
+            format!("preserve={preserve} verify={verify} update={update} {rest}")
+        });
+    let stage_in = (path(true, true), path(false, false), options.clone())
         .prop_map(|(from, to, rest)| format!("stage_in source={from} destination=/in/{to} {rest}"));
-    let stage_out = (path(false), path(true), options, word(&["file", "none"])).prop_map(|(from, to, rest, atomic)| {
-        format!("stage_out source={from} destination={to} {rest} atomic={atomic}")
-    });
+    let stage_out = (path(false, true), path(true, false), options, word(&["file", "none"])).prop_map(
+        |(from, to, rest, atomic)| format!("stage_out source={from} destination={to} {rest} atomic={atomic}"),
+    );
     (create, stage_in, stage_out).prop_map(|(create, stage_in, stage_out)| vec![create, stage_in, stage_out])
 }
 
@@ -134,11 +146,16 @@ proptest! {
             job_name: text.clone(), env_user: text, work_dir: path.clone(), home: path.clone(), submit_dir: path,
         };
         if let Ok(bound) = add_all(&directives).bind(&values) {
-            for inside in [bound.stage_in[0].destination.resolved(), bound.stage_out[0].source.resolved()] {
-                let inside = inside.unwrap();
+            let source = &bound.stage_out[0].source;
+            for inside in [bound.stage_in[0].destination.resolved(), source.resolved()] {
+                let Ok(inside) = inside else {
+                    prop_assert!(source.is_pattern() && source.glob().is_ok());
+                    continue;
+                };
                 prop_assert!(inside.starts_with('/') && inside.split('/').all(|part| part != ".."), "{}", inside);
             }
-            prop_assert!(bound.stage_in[0].source.resolved().unwrap().starts_with('/'));
+            let source = &bound.stage_in[0].source;
+            prop_assert!(source.is_pattern() || source.resolved().unwrap().starts_with('/'));
             prop_assert_eq!(JobSpec::from_json(&bound.to_json().unwrap()), Ok(bound));
         }
     }

@@ -30,6 +30,11 @@ fn mistakes_are_refused_by_sbatch() -> Result<()> {
         refuses(s, &["capacity=100MiB", "stage_out source=/../x destination=/pfs/alice/x"], &["E107"])?;
         refuses(s, &["capacity=100MiB layout=striped:count=0"], &["E103", "number of stripes"])?;
         refuses(s, &["capacity=100MiB mode=private"], &["E108"])?;
+        let stage = "stage_in source=/pfs/alice destination=/in";
+        for (item, code) in [("bwlimit=5", "E104"), ("exclude=[a", "E103"), ("type=list", "E106"), ("includ=x", "E102")]
+        {
+            refuses(s, &["capacity=100MiB", &format!("{stage} {item}")], &[code, "^"])?;
+        }
         refuses(s, &["no_such_profile"], &["E109"])?;
         refuses(s, &["stage_out source=/out"], &["E10"])?;
         refuses(s, &["capacity='4GiB"], &["E101"])?;

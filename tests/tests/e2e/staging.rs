@@ -73,3 +73,43 @@ fn a_tree_of_everything_comes_back_as_it_was() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn only_what_is_asked_for_goes_in_and_out() -> Result<()> {
+    scenario("select", |s| {
+        let dir = s.dir("alice")?;
+        let made = format!(
+            "cd {dir} && mkdir -p in/case-1/raw in/case-2 in/other && for c in case-1 case-2 other; do \
+             echo mesh > in/$c/mesh.dat; echo log > in/$c/run.log; done; echo raw > in/case-1/raw/x.dat; \
+             head -c 600000 /dev/urandom > in/other/large; printf 'other/large\n# no\ncase-2\n' > names; \
+             printf 'keep/b\\0keep/c d\\0' > drain"
+        );
+        let made = s.cluster.try_sh_as("node1", "alice", &made)?;
+        ensure!(made.status.success(), "the tree: {}", String::from_utf8_lossy(&made.stderr));
+        let began = std::time::Instant::now();
+        let job = s
+            .job("alice")?
+            .burstfs("per_node=100MiB")
+            .burstfs(format!("stage_in source={dir}/in/case-* destination=/cases exclude=*.log exclude=/case-1/raw/"))
+            .burstfs(format!("stage_in source={dir}/in destination=/listed list={dir}/names bwlimit=600KB/s"))
+            .burstfs(format!("stage_out source=/out/ destination={dir}/kept include=*/ include=*.h5 exclude=*"))
+            .burstfs(format!("stage_out source=/out type=list list={dir}/drain destination={dir}/named"))
+            .script(
+                "cd $BURSTFS && find cases listed | sort\nmkdir -p out/deep out/keep\n\
+                 touch out/a.h5 out/a.txt out/deep/b.h5 out/keep/a out/keep/b 'out/keep/c d'",
+            )
+            .submit()?;
+        job.wait_success(SOON)?;
+        // 600 kB, at 150 kB/s of the node that they come to.
+        ensure!(began.elapsed() > std::time::Duration::from_secs(2), "bwlimit: {:?}", began.elapsed());
+        let staged = "cases\ncases/case-1\ncases/case-1/mesh.dat\ncases/case-2\ncases/case-2/mesh.dat\n\
+                      listed\nlisted/case-2\nlisted/case-2/mesh.dat\nlisted/case-2/run.log\nlisted/other\n\
+                      listed/other/large\n";
+        ensure!(job.output()? == staged, "staged in:\n{}", job.output()?);
+        job.receipt()?.ensure_complete()?;
+        let found = s.cluster.try_sh_as("node1", "alice", &format!("cd {dir} && find kept named -type f | sort"))?;
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        ensure!(found == "kept/a.h5\nkept/deep/b.h5\nnamed/keep/b\nnamed/keep/c d\n", "drained:\n{found}");
+        Ok(())
+    })
+}
