@@ -23,6 +23,7 @@
 #[cfg(not(test))]
 mod abi;
 mod host;
+mod paths;
 mod slurm;
 mod submit;
 mod task;

@@ -1,8 +1,7 @@
 //! sbatch, salloc, srun: the request before the job is queued. Runs as the submitting user.
 
-use std::ffi::{CString, OsString};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 
 use burstfs_config::SiteConfig;
 use burstfs_spec::{
@@ -12,6 +11,7 @@ use burstfs_spec::{
 use burstfs_types::{Code, limits};
 
 use crate::host::{Host, names};
+use crate::paths;
 
 /// The site's profiles, read when a directive names one: most do not.
 struct SiteProfiles<'a>(&'a Path);
@@ -27,6 +27,8 @@ impl Profiles for SiteProfiles<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Submission {
     accumulator: Accumulator,
+    /// Another way to tell file systems apart, in tests.
+    is_shared: Option<paths::IsShared>,
 }
 
 impl Submission {
@@ -41,6 +43,7 @@ impl Submission {
         let show = |error: SpecError| show(host, &error);
         let Some(spec) = self.accumulator.finish().map_err(show)? else { return Ok(()) };
         let spec = check(&spec, config, user).map_err(show)?;
+        paths::check(host, &spec, self.is_shared.unwrap_or(paths::is_shared)).map_err(show)?;
         let json = spec.to_json().map_err(show)?;
         for line in spec.echo() {
             host.info(&line);
@@ -111,11 +114,11 @@ fn check(spec: &JobSpec, config: &Path, user: &Values) -> Result<JobSpec, SpecEr
     let spec = spec.bind(user)?;
     for stage in &spec.stage_in {
         check_bound(stage.source.variables().chain(stage.destination.variables()))?;
-        check_source(&stage.source)?;
+        check_bound(stage.list.iter().flat_map(PersistentPath::variables))?;
     }
     for stage in &spec.stage_out {
         check_bound(stage.source.variables().chain(stage.destination.variables()))?;
-        check_destination(&stage.destination)?;
+        check_bound(stage.list.iter().flat_map(PersistentPath::variables))?;
     }
     Ok(spec)
 }
@@ -143,61 +146,6 @@ fn check_bound(mut variables: impl Iterator<Item = Variable>) -> Result<(), Spec
     }
 }
 
-/// A source whose name is known now must be there, and this user must be able to read it.
-fn check_source(source: &PersistentPath) -> Result<(), SpecError> {
-    let Ok(path) = source.resolved() else { return Ok(()) };
-    let refuse = |why: String| {
-        let message = format!("stage_in: {path}: {why}; correct the path, or make it before you submit the job");
-        SpecError::new(Code::SourceMissing, message)
-    };
-    let metadata = std::fs::metadata(path).map_err(|error| refuse(describe(&error)))?;
-    let mode = if metadata.is_dir() { libc::R_OK | libc::X_OK } else { libc::R_OK };
-    access(Path::new(path), mode).map_err(|error| refuse(describe(&error)))
-}
-
-/// The nearest directory that is there must be one in which this user can make something.
-fn check_destination(destination: &PersistentPath) -> Result<(), SpecError> {
-    let known = match destination.resolved() {
-        Ok(path) => path,
-        Err(_) => destination.known_directory().unwrap_or("/"),
-    };
-    let refuse = |place: &Path, why: String| {
-        let message = format!("stage_out: {destination}: {}: {why}; choose another destination", place.display());
-        SpecError::new(Code::DestinationNotWritable, message)
-    };
-    let mut place = PathBuf::from(known);
-    loop {
-        match std::fs::metadata(&place) {
-            Ok(metadata) if metadata.is_dir() => {
-                return access(&place, libc::W_OK | libc::X_OK).map_err(|error| refuse(&place, describe(&error)));
-            }
-            // What is at the destination itself is replaced; within the path it would have to be a directory.
-            Ok(_) if place != Path::new(known) => return Err(refuse(&place, "not a directory".to_owned())),
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(refuse(&place, describe(&error))),
-        }
-        if !place.pop() {
-            return Ok(());
-        }
-    }
-}
-
-/// The operating system's words without its number.
-fn describe(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
-}
-
-fn access(path: &Path, mode: libc::c_int) -> std::io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `path` is a C string that lives until the call returns.
-    match unsafe { libc::access(path.as_ptr(), mode) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -217,7 +165,9 @@ mod tests {
             let text = "max_per_node = \"100GiB\"\n[profiles.ckpt]\nper_node = \"50GiB\"";
             fs::write(directory.path().join("burstfs.toml"), text).unwrap();
             fs::create_dir(directory.path().join("in")).unwrap();
-            Site { directory, host: FakeHost::default(), submission: Submission::default() }
+            // The directory for temporary files is no parallel file system.
+            let submission = Submission { is_shared: Some(|_| true), ..Submission::default() };
+            Site { directory, host: FakeHost::default(), submission }
         }
 
         fn add(&mut self, directive: &str) -> Result<(), Refused> {
@@ -271,6 +221,9 @@ mod tests {
     #[test]
     fn what_only_the_submitting_host_can_see() {
         refused("stage_in source=TMP/gone destination=/in", "E111: stage_in: ");
+        refused("stage_in source=TMP/gone/*.h5 destination=/in", "E111: stage_in: ");
+        refused("stage_in source=TMP/in destination=/in list=TMP/gone", "E111: stage_in: ");
+        refused("stage_in source=TMP/*/../x destination=/in", "E107: ");
         refused("stage_out source=/o destination=TMP/burstfs.toml/x/y", "E112: stage_out: ");
         refused("per_node=101GiB", "E113: 101GiB is more than this site allows, 100GiB on each node");
         refused("100PiB", "E113: ");
@@ -282,6 +235,10 @@ mod tests {
     fn what_is_not_known_yet_is_not_refused() {
         for directive in [
             "stage_in source=TMP/run-%j destination=/in",
+            "stage_in source=TMP/run-%j/* destination=/in",
+            "stage_in source=TMP/*.none destination=/in",
+            "stage_in source=TMP/in destination=/in list=TMP/%j",
+            "stage_out source=/o destination=TMP/x list=TMP/gone",
             "stage_out source=/o destination=TMP/new/%j/x",
             "stage_out source=/o destination=TMP/burstfs.toml",
             "100TiB",
@@ -290,6 +247,17 @@ mod tests {
             site.add(directive).unwrap();
             assert_eq!(site.finish(), Ok(()), "{directive}: {}", site.host.text());
         }
+    }
+
+    #[test]
+    fn what_this_host_cannot_see_is_told_and_not_refused() {
+        let mut site = Site::new();
+        site.submission.is_shared = Some(|_| false);
+        site.add("stage_in source=TMP/gone destination=/in").unwrap();
+        site.add("stage_out source=/o destination=TMP/burstfs.toml/x").unwrap();
+        assert_eq!(site.finish(), Ok(()));
+        assert!(site.host.text().contains("burstfs: stage_in: "), "{}", site.host.text());
+        assert_eq!(site.host.text().matches("not checked: ").count(), 2, "{}", site.host.text());
     }
 
     #[test]

@@ -40,6 +40,18 @@ impl Identity {
         self.uid == 0 || gid == self.gid || self.groups.contains(&gid)
     }
 
+    /// What the permission bits say about reading, without asking the file system.
+    pub(crate) fn may_read(&self, meta: &Meta) -> bool {
+        let bit = if meta.uid == self.uid {
+            0o400
+        } else if meta.gid == self.gid || self.groups.contains(&meta.gid) {
+            0o040
+        } else {
+            0o004
+        };
+        self.uid == 0 || meta.mode & bit != 0
+    }
+
     /// What the copy of `source` gets. A set-id bit is kept only together with the owner that it speaks of. Without
     /// `preserve=mode` a file that is new gets its source's permissions under the usual umask of 022.
     pub(crate) fn wanted(&self, source: &Meta, preserve: Preserve) -> Wanted {

@@ -49,6 +49,7 @@ mod list;
 mod names;
 mod pace;
 mod pfs;
+pub mod plan;
 mod progress;
 mod queue;
 mod receipt;

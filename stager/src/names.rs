@@ -50,6 +50,28 @@ fn chunk(list: &[u8], at: u64) -> Result<Vec<u8>, OsError> {
     Ok(bytes)
 }
 
+/// Hands every path that a list names to `each`.
+pub(crate) fn for_each(list: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), OsError> {
+    let is_nul = is_nul_separated(list)?;
+    let mut at = 0;
+    loop {
+        let bytes = chunk(list, at)?;
+        let is_last = bytes.len() < CHUNK_BYTES;
+        let mut read = 0;
+        for (line, end) in lines(&bytes, is_nul, is_last) {
+            read = end;
+            if let Some(path) = entry_path(line, is_nul) {
+                each(&path);
+            }
+        }
+        match read {
+            _ if is_last => return Ok(()),
+            0 => return Err(Errno::ENAMETOOLONG.into()),
+            read => at += read as u64,
+        }
+    }
+}
+
 /// Does a part of a list.
 pub(crate) async fn names(context: &Context, job: &StageJob, number: u16, attempt: u32, page: Page) -> Done {
     let mut tries = 0;

@@ -11,6 +11,7 @@ use rustix::io::{self, Errno};
 
 use crate::error::OsError;
 use crate::item::EntryKind;
+use crate::plan::Quota;
 use crate::tree::{Extent, Kind, Meta};
 
 type Result<T> = std::result::Result<T, OsError>;
@@ -278,6 +279,34 @@ pub(crate) fn remove_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 /// Sets an extended attribute.
 pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
     Ok(fs::fsetxattr(fd, name, value, XattrFlags::empty())?)
+}
+
+/// What this process's user and group may still write by their quotas; `None` where the file system has none, or does not tell.
+pub(crate) fn user_quota(fd: BorrowedFd<'_>) -> Option<Quota> {
+    let ids =
+        [(libc::USRQUOTA, rustix::process::geteuid().as_raw()), (libc::GRPQUOTA, rustix::process::getegid().as_raw())];
+    let quotas = ids.into_iter().filter_map(|(kind, id)| quota(fd, kind, id));
+    let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+    quotas.reduce(|a, b| Quota {
+        free_bytes: least(a.free_bytes, b.free_bytes),
+        free_files: least(a.free_files, b.free_files),
+    })
+}
+
+fn quota(fd: BorrowedFd<'_>, kind: libc::c_int, id: u32) -> Option<Quota> {
+    let command = (libc::Q_GETQUOTA << 8) | kind;
+    // SAFETY: all zeros is a `dqblk`; the kernel fills it, and it lives until the call returns.
+    let filled = unsafe {
+        let mut filled: libc::dqblk = std::mem::zeroed();
+        let done = libc::syscall(libc::SYS_quotactl_fd, fd.as_raw_fd(), command, id, &raw mut filled);
+        if done == 0 { Some(filled) } else { None }
+    }?;
+    // Limits are in units of 1 KiB; 0 is none.
+    let left = |limit: u64, used: u64| (limit > 0).then(|| limit.saturating_sub(used));
+    Some(Quota {
+        free_bytes: left(filled.dqb_bhardlimit.saturating_mul(1024), filled.dqb_curspace),
+        free_files: left(filled.dqb_ihardlimit, filled.dqb_curinodes),
+    })
 }
 
 /// An open listing.

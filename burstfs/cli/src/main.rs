@@ -1,12 +1,13 @@
 //! `burstfs`: the user's command.
 //!
 //! Owns nothing: it asks Slurm which jobs there are and each instance's MGS how it is; layouts it shows and sets in the
-//! file system that is mounted where it runs. Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 4 partial,
-//! 5 time-out, 7 permission.
+//! file system that is mounted where it runs; a plan it makes of what it can see there. Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 4 partial,
+//! 5 time-out, 6 no space, 7 permission.
 
 mod ask;
 mod check;
 mod layout;
+mod plan;
 mod selftest;
 mod slurm;
 mod status;
@@ -50,6 +51,8 @@ enum Command {
         /// The job; in a job its own.
         job: Option<u32>,
     },
+    /// Says what a job would stage, what of it is there already, whether it fits, and about how long it takes. Moves nothing.
+    Plan(plan::PlanArgs),
     /// Checks on this machine what burstfs needs.
     Selftest(selftest::SelftestArgs),
     /// Says what an error code means and what to do about it.
@@ -109,7 +112,9 @@ enum Exit {
     Partial = 4,
     /// Nobody answered in time.
     TimeOut = 5,
-    /// The instance is another user's.
+    /// What is to be copied does not fit.
+    NoSpace = 6,
+    /// The instance is another user's, or what is to be read or written is.
     Permission = 7,
 }
 
@@ -140,6 +145,7 @@ fn run(cli: Cli) -> Result<(), Ending> {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
         Command::Layout(command) => layout::run(&command),
         Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
+        Command::Plan(args) => plan::run(&args, &load(&cli.config)?),
         Command::Selftest(args) => selftest::run(&args),
         Command::Explain { code } => explain(&code),
         Command::Config(ConfigCommand::Check) => {

@@ -48,6 +48,8 @@ fn paths_that_cannot_work_are_refused_by_sbatch() -> Result<()> {
         let dir = s.dir("alice")?;
         let missing = format!("stage_in source={dir}/missing/ destination=/in");
         refuses(s, &["capacity=100MiB", &missing], &["E111", "missing"])?;
+        let pattern = format!("stage_in source={dir}/missing/*.dat destination=/in");
+        refuses(s, &["capacity=100MiB", &pattern], &["E111", "missing"])?;
         let secret = s.path("bob")?.join("secret");
         fs::write(&secret, "bob's")?;
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;

@@ -113,3 +113,52 @@ fn only_what_is_asked_for_goes_in_and_out() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_plan_says_what_would_move_and_moves_nothing() -> Result<()> {
+    scenario("plan", |s| {
+        let dir = s.dir("alice")?;
+        let made = format!(
+            "cd {dir} && mkdir in && head -c 3000000 /dev/zero > in/a && echo log > in/a.log && ln -s a in/link && \
+             printf '#!/bin/bash\\n#SBATCH --nodes=2\\n#SBATCH --burstfs=\"per_node=%s\"\\n\
+             #SBATCH --burstfs=\"stage_in source={dir}/in/ destination=/in exclude=*.log bwlimit=1MB\"\\n\
+             #SBATCH --burstfs=\"stage_out source=/out destination={dir}/run-%%j/x\"\\n' 100MiB > plan.sh && \
+             sed s/100MiB/1MiB/ plan.sh > small.sh"
+        );
+        let made = s.cluster.try_sh_as("ctl", "alice", &made)?;
+        ensure!(made.status.success(), "the tree: {}", String::from_utf8_lossy(&made.stderr));
+        let plan = |words: &str| s.cluster.try_sh_as("ctl", "alice", &format!("cd {dir} && burstfs plan {words}"));
+        let output = plan("--json plan.sh")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let planned: serde_json::Value = serde_json::from_slice(&output.stdout).context("the plan")?;
+        let source = &planned["directives"][0]["source_figures"];
+        ensure!(planned["nodes"] == 2 && planned["capacity_bytes"] == 200 << 20, "{planned:#}");
+        ensure!(source["files"] == 1 && source["symlinks"] == 1 && source["bytes_to_copy"] == 3_000_000, "{planned:#}");
+        ensure!(planned["directives"][0]["seconds"].as_f64().unwrap_or(0.0) > 2.9, "bwlimit: {planned:#}");
+        let place = &planned["directives"][1]["destination_figures"];
+        ensure!(place["directory"] == dir.as_str() && place["writable"] == true, "{planned:#}");
+
+        let output = plan("small.sh")?;
+        let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.code() == Some(6) && error.contains("E210"), "{text}{error}");
+        ensure!(text.contains("to copy") && text.contains("run-%j/x"), "{text}");
+        let output = plan(&format!("100MiB 'stage_out source=/o destination={}/x'", s.dir("bob")?))?;
+        ensure!(output.status.code() == Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = plan("'stage_in source=/pfs destination=/in exclude=[a'")?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2) && error.contains("E103") && error.contains('^'), "{error}");
+
+        // In the job the instance is there, and what was drained before need not move again.
+        let job = s.job("alice")?.nodes(1).burstfs("per_node=100MiB");
+        let job = job.script(format!(
+            "mkdir $BURSTFS/out; echo x > $BURSTFS/out/f; mkdir drained; cp -a $BURSTFS/out/f drained; \
+             echo y > $BURSTFS/out/g; burstfs plan --json 'stage_out source=/out/ destination={dir}/drained'"
+        ));
+        let job = job.submit()?;
+        job.wait_success(SOON)?;
+        let planned: serde_json::Value = serde_json::from_str(&job.output()?).context("the plan in the job")?;
+        let source = &planned["directives"][0]["source_figures"];
+        ensure!(source["files"] == 2 && source["unchanged_files"] == 1 && source["files_to_copy"] == 1, "{planned:#}");
+        Ok(())
+    })
+}
