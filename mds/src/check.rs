@@ -21,17 +21,23 @@
 //! | 14 | every directory is reached from the root: there is no cycle |
 //! | 15 | an object is one of a file's layout, or its file's objects wait for removal |
 //! | 16 | an OST counts its objects, and what is allocated for them |
+//! | 17 | an entry is with the shard of its directory that its name's hash says |
+//! | 18 | a directory's shards are there, belong to it alone, and agree with it on what has moved and on what is inherited |
+//! | 19 | no two entries of a directory have one cookie, whatever shards they are in |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::Ordering;
 
+use burstfs_placement::name_hash;
 use burstfs_proto::mds::{PeerRecords, Records};
 use burstfs_proto::oss::OstStatfs;
-use burstfs_types::{FileKind, Ino, Layout, MdtIndex, Name, ObjectId, OstIndex};
+use burstfs_types::shards::first_hash;
+use burstfs_types::{ACL_DEFAULT, FileKind, Ino, Layout, MdtIndex, Name, ObjectId, OstIndex};
 
 use crate::mdt::Mdt;
-use crate::record::{Body, CookieEntry, Dentry, FIRST_COOKIE, Inode, decode, key};
+use crate::namespace::S_ISGID;
+use crate::record::{Body, CookieEntry, Dentry, FIRST_COOKIE, Inode, Spread, decode, key};
 use crate::store::StoreError;
 
 /// An invariant that does not hold.
@@ -72,6 +78,9 @@ struct Walk {
     xattrs: BTreeMap<Ino, u32>,
     orphans: BTreeSet<Ino>,
     destroys: BTreeSet<Ino>,
+    shards: BTreeSet<Ino>,
+    moving: BTreeSet<Ino>,
+    default_acls: BTreeSet<Ino>,
     unfinished: Vec<Ino>,
     objects: Vec<(OstIndex, ObjectId)>,
     violations: Vec<Violation>,
@@ -150,8 +159,18 @@ impl Checker {
 }
 
 /// The tables that the checker wants to be told.
-const TABLES: [u8; 8] =
-    [key::INODE, key::DENTRY, key::COOKIE, key::XATTR, key::ORPHAN, key::DESTROY, key::INTENT, key::COMMITTED];
+const TABLES: [u8; 10] = [
+    key::INODE,
+    key::DENTRY,
+    key::COOKIE,
+    key::XATTR,
+    key::ORPHAN,
+    key::DESTROY,
+    key::SHARD,
+    key::MOVING,
+    key::INTENT,
+    key::COMMITTED,
+];
 /// Records of one answer, and about how many bytes of them: well below the limit of a message's body.
 const RECORDS_MAX: usize = 2_048;
 const RECORDS_BYTES: usize = 512 << 10;
@@ -186,19 +205,26 @@ impl Walk {
             key::INODE => {
                 self.inodes.insert(ino, decode(key, value)?);
             }
-            key::DENTRY => match Name::new(&key[9..]) {
-                Ok(name) => self.add_entry(ino, name, decode(key, value)?),
-                Err(error) => self.violated(2, format!("an entry of {ino}: {error}")),
+            key::DENTRY => match key::name_of(key).map(|(hash, name)| (hash, Name::new(name))) {
+                Some((hash, Ok(name))) if hash == name_hash(&name) => self.add_entry(ino, name, decode(key, value)?),
+                other => self.violated(2, format!("an entry of {ino}: {other:?}")),
             },
             key::COOKIE => {
                 self.by_cookie.insert((ino, key::number_at(key, 9).unwrap_or(0)), decode(key, value)?);
             }
-            key::XATTR => *self.xattrs.entry(ino).or_default() += 1,
+            key::XATTR => {
+                *self.xattrs.entry(ino).or_default() += 1;
+                if key.get(9..) == Some(ACL_DEFAULT) {
+                    self.default_acls.insert(ino);
+                }
+            }
+            key::SHARD => drop(self.shards.insert(ino)),
+            key::MOVING => drop(self.moving.insert(ino)),
             key::ORPHAN => drop(self.orphans.insert(ino)),
             key::DESTROY => drop(self.destroys.insert(ino)),
             _ => self.unfinished.push(ino),
         }
-        let is_own = [key::INODE, key::DENTRY, key::COOKIE, key::XATTR, key::ORPHAN, key::DESTROY].contains(table);
+        let is_own = ![key::INTENT, key::COMMITTED].contains(table);
         if is_own && ino.mdt() != mdt {
             self.violated(11, format!("{mdt} has a record of {ino}"));
         }
@@ -214,6 +240,9 @@ impl Walk {
     fn finish(mut self) -> Vec<Violation> {
         self.entries();
         self.directories();
+        self.heads();
+        self.shards();
+        self.cookies();
         self.files();
         self.attributes();
         self.stray_objects();
@@ -259,7 +288,10 @@ impl Walk {
                 found.push((2, format!("{at} is {dentry:?} by name and {other:?} by cookie")));
             }
             match self.inodes.get(parent).map(|inode| &inode.body) {
-                Some(Body::Directory { next_cookie, .. }) => {
+                Some(Body::Directory { next_cookie, spread, .. }) => {
+                    if !spread.holds(name) {
+                        found.push((17, format!("{at} is with another shard's names")));
+                    }
                     if !(FIRST_COOKIE..*next_cookie).contains(&dentry.cookie) {
                         found.push((4, format!("{at} has cookie {} and the next is {next_cookie}", dentry.cookie)));
                     }
@@ -286,7 +318,7 @@ impl Walk {
     fn directories(&mut self) {
         let mut found = Vec::new();
         for (ino, inode) in &self.inodes {
-            let Body::Directory { parent, entries, .. } = &inode.body else { continue };
+            let Body::Directory { parent, entries, spread, .. } = &inode.body else { continue };
             let own = self.entries_of(*ino);
             let count = own.len() as u64;
             if count != *entries {
@@ -296,11 +328,14 @@ impl Walk {
             if u64::from(inode.nlink) != 2 + children as u64 {
                 found.push((6, format!("{ino} has nlink {} and {children} directories", inode.nlink)));
             }
-            let names = self.names_of(*ino);
+            let names: Vec<Ino> = self.names_of(*ino).iter().map(|ino| self.head_of(*ino)).collect();
             let is_right = match *ino {
                 Ino::ROOT => names.is_empty(),
-                _ if self.is_told(*parent) => names == [*parent],
-                _ => names.is_empty(),
+                // Its head knows it.
+                _ if matches!(spread, Spread::Shard { .. }) => names.is_empty(),
+                // A name may be with a shard that is not told.
+                _ if !self.is_whole() && names.is_empty() => true,
+                _ => names == [*parent],
             };
             if !is_right {
                 found.push((7, format!("{ino} remembers {parent} and is named in {names:?}")));
@@ -309,6 +344,75 @@ impl Walk {
         if self.is_told(Ino::ROOT) && !self.inodes.contains_key(&Ino::ROOT) {
             found.push((7, "there is no root".to_owned()));
         }
+        self.all_violated(found);
+    }
+
+    /// The directory that users know.
+    fn head_of(&self, ino: Ino) -> Ino {
+        match self.inodes.get(&ino).map(|inode| &inode.body) {
+            Some(Body::Directory { parent, spread: Spread::Shard { .. }, .. }) => *parent,
+            Some(_) | None => ino,
+        }
+    }
+
+    /// What a head says of its shards.
+    fn heads(&mut self) {
+        let mut found = Vec::new();
+        for (head, inode) in &self.inodes {
+            let Body::Directory { spread: Spread::Head(shards), .. } = &inode.body else { continue };
+            if shards.is_moving() != self.moving.contains(head) {
+                found.push((18, format!("{head} is remembered as moving or not, and is {shards:?}")));
+            }
+            if shards.head() != *head {
+                found.push((18, format!("{head} is not the head of its {shards:?}")));
+            }
+            for (index, ino) in (0..).zip(shards.others()).filter(|(_, ino)| self.is_told(**ino)) {
+                let expected = Spread::Shard {
+                    index,
+                    count: shards.count(),
+                    moved_below: shards.moved_below().min(first_hash(index + 1, shards.count())),
+                };
+                let shard = self.inodes.get(ino);
+                if !shard.is_some_and(|shard| is_shard_of(shard, *head, &expected)) {
+                    found.push((18, format!("{head} has the shard {ino} as {expected:?}, which is {shard:?}")));
+                }
+                let is_alike = shard.is_none_or(|shard| inherits_alike(shard, inode))
+                    && self.default_acls.contains(ino) == self.default_acls.contains(head);
+                if !is_alike {
+                    found.push((18, format!("{ino} differs from its head {head} in what is inherited")));
+                }
+            }
+        }
+        self.all_violated(found);
+    }
+
+    /// What a shard says of its head.
+    fn shards(&mut self) {
+        let mut found = Vec::new();
+        for (ino, inode) in &self.inodes {
+            let Body::Directory { parent, spread: Spread::Shard { .. }, .. } = &inode.body else { continue };
+            let head = self.inodes.get(parent).map(|head| &head.body);
+            let is_known = match head {
+                Some(Body::Directory { spread, .. }) => spread.others().contains(ino),
+                Some(_) => false,
+                None => !self.is_told(*parent),
+            };
+            if !is_known || !self.shards.contains(ino) {
+                found.push((18, format!("the shard {ino} is not known, to {parent} or as one")));
+            }
+        }
+        let is_stray = |ino: &&Ino| !self.inodes.get(*ino).is_some_and(is_shard);
+        found.extend(self.shards.iter().filter(is_stray).map(|ino| (18, format!("{ino} is no shard"))));
+        let is_gone = |ino: &&Ino| !self.inodes.contains_key(*ino);
+        found.extend(self.moving.iter().filter(is_gone).map(|ino| (18, format!("{ino} is gone and moving"))));
+        self.all_violated(found);
+    }
+
+    fn cookies(&mut self) {
+        let mut seen = BTreeSet::new();
+        let twice = |(ino, cookie): &&(Ino, u64)| !seen.insert((self.head_of(*ino), *cookie));
+        let found: Vec<_> =
+            self.by_cookie.keys().filter(twice).map(|at| (19, format!("a cookie twice: {at:?}"))).collect();
         self.all_violated(found);
     }
 
@@ -379,8 +483,10 @@ impl Walk {
             if !strange.is_empty() {
                 found.push((11, format!("{strange:?} are above {}", figures.limit)));
             }
-            if i64::try_from(own.len()) != Ok(figures.inodes) {
-                found.push((12, format!("{mdt} counts {} inodes and has {}", figures.inodes, own.len())));
+            // Shards are parts of directories, and nobody counts them.
+            let counted = own.iter().filter(|ino| !self.inodes.get(ino).is_some_and(is_shard)).count();
+            if i64::try_from(counted) != Ok(figures.inodes) {
+                found.push((12, format!("{mdt} counts {} inodes and has {counted}", figures.inodes)));
             }
         }
         self.all_violated(found);
@@ -391,10 +497,37 @@ impl Walk {
         let mut to_visit = vec![Ino::ROOT];
         while let Some(directory) = to_visit.pop() {
             let entries = self.entries_of(directory).iter().filter(|dentry| dentry.kind == FileKind::Directory);
-            to_visit.extend(entries.map(|dentry| dentry.ino).filter(|ino| reached.insert(*ino)));
+            let shards = match self.inodes.get(&directory).map(|inode| &inode.body) {
+                Some(Body::Directory { spread, .. }) => spread.others(),
+                Some(_) | None => &[],
+            };
+            let below = entries.map(|dentry| dentry.ino).chain(shards.iter().copied());
+            to_visit.extend(below.filter(|ino| reached.insert(*ino)));
         }
         let is_lost = |(ino, inode): &(&Ino, &Inode)| inode.kind() == FileKind::Directory && !reached.contains(ino);
         let lost: Vec<Ino> = self.inodes.iter().filter(is_lost).map(|(ino, _)| *ino).collect();
         lost.into_iter().for_each(|ino| self.violated(14, format!("{ino} is not reached from the root")));
     }
+}
+
+fn is_shard(inode: &Inode) -> bool {
+    matches!(inode.body, Body::Directory { spread: Spread::Shard { .. }, .. })
+}
+
+/// Whether it is a shard of `head`, as the head has it. The border is the head's business below the shard's own range.
+fn is_shard_of(inode: &Inode, head: Ino, expected: &Spread) -> bool {
+    let Body::Directory { parent, spread, .. } = &inode.body else { return false };
+    let (Spread::Shard { index, count, moved_below }, Some((first, _))) = (spread, spread.range()) else {
+        return false;
+    };
+    let same = Spread::Shard { index: *index, count: *count, moved_below: *moved_below.max(&first) };
+    let expected_moved = expected.moved_below().max(first);
+    *parent == head && same.range() == expected.range() && same.moved_below() == expected_moved
+}
+
+/// Whether what is made in both is the same: group, layout, and that it inherits the group.
+fn inherits_alike(shard: &Inode, head: &Inode) -> bool {
+    let layout = |inode: &Inode| if let Body::Directory { layout, .. } = inode.body { Some(layout) } else { None };
+    let set_gid = |inode: &Inode| inode.mode & S_ISGID;
+    (shard.gid, layout(shard), set_gid(shard)) == (head.gid, layout(head), set_gid(head))
 }

@@ -31,6 +31,7 @@ mod ops;
 mod peers;
 mod record;
 mod root;
+mod split;
 mod store;
 mod txn;
 

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use burstfs_proto::Class;
 use burstfs_proto::mds::{Habit, MdsReply, MdsRequest, MdtStatfs};
 use burstfs_proto::service::{Caller, MetadataService};
-use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, Name, NodeIndex, Timestamp};
+use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, MetadataPolicy, Name, NodeIndex, Timestamp};
 
 use crate::clients::{Begin, Client, Clients, Running};
 use crate::clock::Clock;
@@ -38,6 +38,7 @@ use crate::ops::{self, Plan};
 use crate::peers::Peers;
 use crate::record::{Dentry, decode, key};
 use crate::root::make_root;
+use crate::split::Splits;
 use crate::store::{Engine, Overlay, StoreError, Transaction, for_each};
 use crate::txn::Txns;
 
@@ -58,6 +59,8 @@ pub struct MdtConfig {
     pub layout: LayoutPolicy,
     /// Whether an MDT 0 that is made anew has the [ready-made directories](burstfs_types::ReadyMade).
     pub has_ready_made: bool,
+    /// When its directories are split.
+    pub policy: MetadataPolicy,
 }
 
 /// One metadata target.
@@ -73,6 +76,7 @@ pub struct Mdt {
     pub(crate) destroys: Destroys,
     habits: Habits,
     pub(crate) txns: Txns,
+    pub(crate) splits: Splits,
     pub(crate) file_locks: FileLocks,
 }
 
@@ -105,6 +109,11 @@ impl Mdt {
             inodes += 1;
             Ok(())
         })?;
+        // Shards are parts of directories, and nobody counts them.
+        for_each(&*engine, &[key::SHARD], |_, _| {
+            inodes -= 1;
+            Ok(())
+        })?;
         let clients = Clients::load(&*engine)?;
         let mdt = Mdt {
             config,
@@ -118,6 +127,7 @@ impl Mdt {
             destroys: Destroys::load(&*engine)?,
             habits: Habits::default(),
             txns: Txns::load(&*engine)?,
+            splits: Splits::load(&*engine)?,
             engine,
         };
         mdt.hold_promises()?;
@@ -220,6 +230,7 @@ impl Mdt {
         let opens = Opens { locked, mdt: self };
         let mut ns = self.namespace(tx, &opens);
         ns.now = now;
+        ns.is_transaction = true;
         let result = run(&mut ns)?;
         Ok((result, ns.effects))
     }
@@ -245,7 +256,13 @@ impl Mdt {
         if held.is_some_and(|stripe| is_undecided(&stripe, request)) {
             return None;
         }
-        Some(self.with_namespace(|ns| ops::run(ns, request)).map_err(|error| errno_of(&error)))
+        let result = self.with_namespace(|ns| ops::run(ns, request)).map_err(|error| errno_of(&error));
+        let is_elsewhere = |ino: &Ino| self.locks.read(*ino).is_promised(*ino);
+        if matches!(result, Err(Errno::EREMCHG)) && ops::plan(request).inos.first().is_some_and(is_elsewhere) {
+            // The name may be on its way here.
+            return None;
+        }
+        Some(result)
     }
 
     fn statfs(&self) -> MdsReply {
@@ -311,6 +328,7 @@ impl Mdt {
                     }
                     tx.commit()?;
                     self.count(&effects);
+                    self.note_growth(&effects, Some(job.client.id.node));
                     self.apply_opens(&mut locked, &effects, job.client.id);
                     Ok(Tried::Done(reply))
                 }

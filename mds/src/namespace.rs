@@ -11,7 +11,7 @@ use burstfs_proto::mds::{Habit, WantedLayout};
 use burstfs_types::{Errno, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, Timestamp};
 
 use crate::mdt::MdtConfig;
-use crate::record::{Body, CookieEntry, Dentry, Inode, RegularFile, decode, encode, key};
+use crate::record::{Body, CookieEntry, Dentry, Inode, RegularFile, Spread, decode, encode, key};
 use crate::store::{StoreError, Transaction};
 
 /// Why an operation did not finish.
@@ -80,6 +80,10 @@ pub(crate) struct Effects {
     pub(crate) opened: Option<Opened>,
     /// The caller closed this file.
     pub(crate) closed: Option<Ino>,
+    /// A directory that is not spread has got an entry, and has so many now.
+    pub(crate) grown: Option<(Ino, u64)>,
+    /// The names of this directory are to move.
+    pub(crate) moving: Option<Ino>,
 }
 
 /// A directory that was read, to be changed and saved.
@@ -91,12 +95,21 @@ pub(crate) struct Directory {
     pub(crate) next_cookie: u64,
     pub(crate) entries: u64,
     pub(crate) layout: WantedLayout,
+    pub(crate) spread: Spread,
 }
 
 impl Directory {
     fn new(ino: Ino, inode: Inode) -> Result<Directory, Errno> {
-        let Body::Directory { parent, next_cookie, entries, layout } = inode.body else { return Err(Errno::ENOTDIR) };
-        Ok(Directory { ino, inode, parent, next_cookie, entries, layout })
+        let Body::Directory { parent, next_cookie, entries, layout, ref spread } = inode.body else {
+            return Err(Errno::ENOTDIR);
+        };
+        let spread = spread.clone();
+        Ok(Directory { ino, inode, parent, next_cookie, entries, layout, spread })
+    }
+
+    /// The directory that users know: a shard's head.
+    pub(crate) fn head(&self) -> Ino {
+        if let Spread::Shard { .. } = self.spread { self.parent } else { self.ino }
     }
 
     /// The group of what is made in it.
@@ -125,6 +138,8 @@ pub(crate) struct Namespace<'t> {
     pub(crate) fresh: Option<Ino>,
     /// The caller's registered opens of the inode that a close is about.
     pub(crate) caller_opens: u32,
+    /// Whether other MDTs do their part at the same time.
+    pub(crate) is_transaction: bool,
     pub(crate) effects: Effects,
 }
 
@@ -144,6 +159,7 @@ impl<'t> Namespace<'t> {
             now,
             fresh: None,
             caller_opens: 0,
+            is_transaction: false,
             effects: Effects::default(),
         }
     }
@@ -166,6 +182,13 @@ impl<'t> Namespace<'t> {
         Ok(self.inode(ino)?.ok_or(Errno::ESTALE)?)
     }
 
+    /// The inode `ino`, to change what a directory's shards have of it, too.
+    pub(crate) fn existing_with_shards(&mut self, ino: Ino) -> Result<Inode, OpError> {
+        let inode = self.existing(ino)?;
+        let is_spread = matches!(inode.body, Body::Directory { spread: Spread::Head(_), .. });
+        if is_spread && !self.is_transaction { Err(OpError::Several) } else { Ok(inode) }
+    }
+
     pub(crate) fn put_inode(&mut self, ino: Ino, inode: &Inode) {
         self.tx.put(key::inode(ino), encode(inode));
     }
@@ -185,12 +208,19 @@ impl<'t> Namespace<'t> {
         Ok(Directory::new(ino, inode)?)
     }
 
+    /// The directory, or the shard of one, that holds `name`. EREMCHG when another shard does.
+    pub(crate) fn directory_with(&mut self, ino: Ino, name: &Name) -> Result<Directory, OpError> {
+        let directory = self.directory(ino)?;
+        if directory.spread.holds(name) { Ok(directory) } else { Err(Errno::EREMCHG.into()) }
+    }
+
     pub(crate) fn save_directory(&mut self, mut directory: Directory) {
         directory.inode.body = Body::Directory {
             parent: directory.parent,
             next_cookie: directory.next_cookie,
             entries: directory.entries,
             layout: directory.layout,
+            spread: directory.spread,
         };
         self.put_inode(directory.ino, &directory.inode);
     }
@@ -212,8 +242,11 @@ impl<'t> Namespace<'t> {
     /// Adds an entry at the end of `directory`.
     pub(crate) fn add_entry(&mut self, directory: &mut Directory, name: &Name, ino: Ino, kind: FileKind) {
         let dentry = Dentry { ino, kind, cookie: directory.next_cookie };
-        directory.next_cookie += 1;
+        directory.next_cookie = directory.spread.cookie_from(directory.next_cookie + 1);
         directory.entries += 1;
+        if directory.spread == Spread::Whole {
+            self.effects.grown = Some((directory.ino, directory.entries));
+        }
         if kind == FileKind::Directory {
             directory.inode.nlink += 1;
         }
@@ -233,8 +266,7 @@ impl<'t> Namespace<'t> {
             directory.inode.nlink -= 1;
         }
         self.touch(directory);
-        self.tx.delete(key::dentry(directory.ino, name));
-        self.tx.delete(key::cookie(directory.ino, dentry.cookie));
+        self.delete_dentry(directory.ino, name, dentry.cookie);
     }
 
     /// The times of a directory whose entries changed.
@@ -297,7 +329,14 @@ impl<'t> Namespace<'t> {
 
     fn remove_inode(&mut self, ino: Ino, inode: Inode) -> Result<(), OpError> {
         self.tx.delete(key::inode(ino));
-        self.effects.inodes -= 1;
+        if let Body::Directory { spread: Spread::Shard { .. }, .. } = inode.body {
+            self.tx.delete(key::shard(ino));
+        } else {
+            self.effects.inodes -= 1;
+        }
+        if let Body::Directory { spread: Spread::Head(_), .. } = inode.body {
+            self.tx.delete(key::moving(ino));
+        }
         if inode.xattrs > 0 {
             for name in self.xattr_names(ino)? {
                 self.remove_xattr(ino, &name);
@@ -307,6 +346,47 @@ impl<'t> Namespace<'t> {
             self.put_destroy(ino, &layout);
         }
         Ok(())
+    }
+
+    /// At most `limit` entries of `directory` whose names have hashes from `from` on and, with `until`, below it; in the order of hashes.
+    pub(crate) fn entries_by_hash(
+        &mut self,
+        directory: Ino,
+        (from, until): (u64, Option<u64>),
+        limit: usize,
+    ) -> Result<Vec<(u64, Name, Dentry)>, OpError> {
+        let end = match until {
+            Some(until) => key::dentries_from(directory, until),
+            None => key::after(&key::dentries_from(directory, 0)[..9]),
+        };
+        let pairs = self.tx.scan(&key::dentries_from(directory, from), &end, limit)?;
+        let decoded = pairs.iter().map(|(key, value)| {
+            let (hash, name) = key::name_of(key).ok_or(Errno::EIO)?;
+            Ok((hash, Name::new(name).map_err(|_| Errno::EIO)?, decode(key, value)?))
+        });
+        decoded.collect()
+    }
+
+    /// Takes an entry's records away, and leaves the counts to the caller.
+    pub(crate) fn delete_dentry(&mut self, directory: Ino, name: &Name, cookie: u64) {
+        self.tx.delete(key::dentry(directory, name));
+        self.tx.delete(key::cookie(directory, cookie));
+    }
+
+    /// Says whether names of `head` are on the move.
+    pub(crate) fn set_moving(&mut self, head: Ino, is_moving: bool) {
+        if is_moving {
+            self.tx.put(key::moving(head), Vec::new());
+            self.effects.moving = Some(head);
+        } else {
+            self.tx.delete(key::moving(head));
+        }
+    }
+
+    /// Makes the shard `ino`. It is no inode that anybody counts.
+    pub(crate) fn make_shard(&mut self, ino: Ino, inode: &Inode) {
+        self.put_inode(ino, inode);
+        self.tx.put(key::shard(ino), Vec::new());
     }
 
     fn put_destroy(&mut self, ino: Ino, layout: &Layout) {

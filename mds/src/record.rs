@@ -5,7 +5,7 @@
 //! | key | value | what |
 //! |---|---|---|
 //! | `I` ino | [`Inode`] | an inode of this MDT |
-//! | `D` directory, name | [`Dentry`] | an entry |
+//! | `D` directory, hash of the name, name | [`Dentry`] | an entry |
 //! | `C` directory, cookie | [`CookieEntry`] | the same entry in the listing's order |
 //! | `X` ino, name | bytes | an extended attribute |
 //! | `O` ino | nothing | an orphan: no name left, kept for those who have it open |
@@ -15,12 +15,16 @@
 //! | `F` ino | locks | who has which bytes of a file |
 //! | `T` transaction | [`Intent`](crate::txn) | what this MDT has promised to do when another one decides so |
 //! | `W` transaction | MDTs | a transaction that this MDT has committed, and who may not have done his part |
+//! | `S` ino | nothing | the inode is a shard |
+//! | `Q` ino | nothing | a directory whose names are not all where they belong |
 //! | `N` | counter | no inode number from here on was ever given out |
 //!
 //! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
 
+use burstfs_placement::name_hash;
 use burstfs_proto::mds::{LayoutChoice, TxId, WantedLayout};
-use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Layout, Name, NodeIndex, Timestamp, Xid};
+use burstfs_types::shards::{first_hash, index_of};
+use burstfs_types::{Attr, DeviceNumber, FileKind, Ino, Layout, Name, NodeIndex, Shards, Timestamp, Xid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +60,7 @@ pub(crate) enum Body {
         next_cookie: u64,
         entries: u64,
         layout: WantedLayout,
+        spread: Spread,
     },
     Symlink {
         target: Vec<u8>,
@@ -64,6 +69,69 @@ pub(crate) enum Body {
     Socket,
     Character(DeviceNumber),
     Block(DeviceNumber),
+}
+
+/// Which names of a directory an inode holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Spread {
+    /// All: the directory is not spread.
+    Whole,
+    /// Those that are the head's; it is one of these shards.
+    Head(Box<Shards>),
+    /// Those of the range `index`, of `count`, with hashes below `moved_below`. The inode is the head's shard, and its parent the head.
+    Shard { index: u16, count: u16, moved_below: u64 },
+}
+
+impl Spread {
+    /// Whether it holds `name`, if anything has the name.
+    pub(crate) fn holds(&self, name: &Name) -> bool {
+        match self {
+            Spread::Whole => true,
+            Spread::Head(shards) => name_hash(name) >= shards.moved_below(),
+            Spread::Shard { index, count, moved_below } => {
+                let hash = name_hash(name);
+                hash < *moved_below && index_of(hash, *count) == *index
+            }
+        }
+    }
+
+    /// Its word for [`Shards::moved_below`].
+    pub(crate) fn moved_below(&self) -> u64 {
+        match self {
+            Spread::Whole => 0,
+            Spread::Head(shards) => shards.moved_below(),
+            Spread::Shard { moved_below, .. } => *moved_below,
+        }
+    }
+
+    /// Its shards besides the head.
+    pub(crate) fn others(&self) -> &[Ino] {
+        match self {
+            Spread::Head(shards) => shards.others(),
+            Spread::Whole | Spread::Shard { .. } => &[],
+        }
+    }
+
+    /// The range of hashes that a shard holds in the end: the first, and the end.
+    pub(crate) fn range(&self) -> Option<(u64, u64)> {
+        match self {
+            Spread::Shard { index, count, .. } => {
+                Some((first_hash(*index, *count), first_hash(index.saturating_add(1), *count)))
+            }
+            Spread::Whole | Spread::Head(_) => None,
+        }
+    }
+
+    /// The first cookie from `least` on that this shard gives, and no other: a directory's cookies are unique over its shards.
+    pub(crate) fn cookie_from(&self, least: u64) -> u64 {
+        let (index, count) = match self {
+            Spread::Whole => return least,
+            Spread::Head(shards) => (shards.count() - 1, shards.count()),
+            Spread::Shard { index, count, .. } => (*index, *count),
+        };
+        let (index, count) = (u64::from(index), u64::from(count.max(1)));
+        least.saturating_add((index % count + count - least % count) % count)
+    }
 }
 
 /// What is known of a regular file's bytes.
@@ -94,7 +162,7 @@ impl Inode {
     }
 
     pub(crate) fn directory(parent: Ino, layout: WantedLayout) -> Body {
-        Body::Directory { parent, next_cookie: FIRST_COOKIE, entries: 0, layout }
+        Body::Directory { parent, next_cookie: FIRST_COOKIE, entries: 0, layout, spread: Spread::Whole }
     }
 
     pub(crate) fn kind(&self) -> FileKind {
@@ -110,6 +178,10 @@ impl Inode {
     }
 
     pub(crate) fn attr(&self, ino: Ino) -> Attr {
+        let shards = match &self.body {
+            Body::Directory { spread: Spread::Head(shards), .. } => Some(shards.clone()),
+            _ => None,
+        };
         let (size, layout) = match &self.body {
             Body::Regular(file) => (0, file.layout.clone()),
             Body::Directory { .. } => (DIRECTORY_SIZE, None),
@@ -129,6 +201,7 @@ impl Inode {
             mtime: self.mtime,
             ctime: self.ctime,
             layout,
+            shards,
         }
     }
 }
@@ -160,7 +233,7 @@ pub(crate) struct StoredReply {
 
 /// The keys. `all_of` gives the range of a table or of a part of it.
 pub(crate) mod key {
-    use super::{Ino, Name, NodeIndex, TxId};
+    use super::{Ino, Name, NodeIndex, TxId, name_hash};
 
     pub(crate) const INODE: u8 = b'I';
     pub(crate) const DENTRY: u8 = b'D';
@@ -173,6 +246,8 @@ pub(crate) mod key {
     pub(crate) const FILE_LOCKS: u8 = b'F';
     pub(crate) const INTENT: u8 = b'T';
     pub(crate) const COMMITTED: u8 = b'W';
+    pub(crate) const SHARD: u8 = b'S';
+    pub(crate) const MOVING: u8 = b'Q';
     pub(crate) const INO_LIMIT: &[u8] = b"N";
 
     fn with(table: u8, ino: Ino, rest: &[u8]) -> Vec<u8> {
@@ -188,7 +263,25 @@ pub(crate) mod key {
     }
 
     pub(crate) fn dentry(parent: Ino, name: &Name) -> Vec<u8> {
-        with(DENTRY, parent, name.as_bytes())
+        with(DENTRY, parent, &[&name_hash(name).to_be_bytes(), name.as_bytes()].concat())
+    }
+
+    /// The beginning of the keys of entries whose names have a hash of at least `hash`.
+    pub(crate) fn dentries_from(parent: Ino, hash: u64) -> Vec<u8> {
+        with(DENTRY, parent, &hash.to_be_bytes())
+    }
+
+    /// The hash and the name in the key of an entry; `None` for a key that is too short.
+    pub(crate) fn name_of(key: &[u8]) -> Option<(u64, &[u8])> {
+        Some((number_at(key, 9)?, key.get(17..)?))
+    }
+
+    pub(crate) fn shard(ino: Ino) -> Vec<u8> {
+        with(SHARD, ino, &[])
+    }
+
+    pub(crate) fn moving(ino: Ino) -> Vec<u8> {
+        with(MOVING, ino, &[])
     }
 
     pub(crate) fn cookie(parent: Ino, cookie: u64) -> Vec<u8> {

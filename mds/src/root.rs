@@ -4,7 +4,7 @@ use burstfs_proto::mds::{LayoutOrigin, WantedLayout};
 use burstfs_types::{FileKind, Ino, ReadyMade, Timestamp};
 
 use crate::mdt::MdtConfig;
-use crate::record::{Body, CookieEntry, Dentry, FIRST_COOKIE, Inode, encode, key};
+use crate::record::{Body, CookieEntry, Dentry, FIRST_COOKIE, Inode, Spread, encode, key};
 use crate::store::{Change, Engine, StoreError};
 
 /// Makes the root in one batch, unless it is there, or this MDT is not the one that has it.
@@ -38,7 +38,7 @@ fn add(changes: &mut Vec<Change>, config: &MdtConfig, (ino, parent): (Ino, Ino),
         changes.push((key::cookie(ino, next_cookie), Some(encode(&by_cookie))));
         next_cookie += 1;
     }
-    let body = Body::Directory { parent, next_cookie, entries: children.len() as u64, layout };
+    let body = Body::Directory { parent, next_cookie, entries: children.len() as u64, layout, spread: Spread::Whole };
     let mut inode = Inode::new(config.root_mode, config.root_uid, config.root_gid, body, now);
     inode.nlink += children.len() as u32;
     changes.push((key::inode(ino), Some(encode(&inode))));

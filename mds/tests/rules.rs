@@ -200,7 +200,10 @@ fn a_directory_replaces_an_empty_one_and_may_get_another_parent() {
     rename(&mut bench, (Ino::ROOT, "f"), (e, "g")).unwrap();
     assert_eq!((bench.attr(Ino::ROOT).unwrap().nlink, bench.attr(e).unwrap().nlink), (3, 3));
     let listing = bench.call(Readdir { ino: f, cookie: 0, entries_max: 1, with_attrs: false });
-    assert_eq!(listing, Ok(MdsReply::Readdir(Listing { entries: vec![], is_end: true, parent: e })));
+    assert_eq!(
+        listing,
+        Ok(MdsReply::Readdir(Listing { entries: vec![], is_end: true, parent: e, shards: None, moved_below: 0 }))
+    );
 }
 
 #[test]
@@ -300,7 +303,7 @@ fn a_listing_goes_on_behind_an_entry_that_is_gone() {
     assert_eq!((names, second.is_end), (vec!["c".to_owned(), "d".to_owned()], true));
     assert_eq!(
         part(&mut bench, second.entries[1].cookie),
-        Listing { entries: vec![], is_end: true, parent: Ino::ROOT }
+        Listing { entries: vec![], is_end: true, parent: Ino::ROOT, shards: None, moved_below: 0 }
     );
     let beyond = bench.call(Readdir { ino: Ino::ROOT, cookie: 1 << 63, entries_max: 1, with_attrs: false });
     assert_eq!(beyond, Err(Errno::EINVAL));

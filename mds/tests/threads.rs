@@ -5,11 +5,13 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use burstfs_mds::{Mdt, MemoryEngine};
+use burstfs_placement::name_hash;
 use burstfs_proto::mds::*;
 use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_types::*;
@@ -40,6 +42,8 @@ struct Player {
     xid: u64,
     random: u64,
     open: Vec<Ino>,
+    /// How directories are spread, as far as is remembered.
+    spread: HashMap<Ino, Shards>,
 }
 
 impl Player {
@@ -48,6 +52,34 @@ impl Player {
         let client = ClientId { node: NodeIndex::new(self.node), incarnation: 1 };
         let caller = Caller { client, xid: Xid(self.xid), oldest_unanswered: Xid(self.xid) };
         self.world.mdts[usize::from(mdt.get())].call(caller, request.into()).await
+    }
+
+    fn holder(&self, dir: Ino, text: &str) -> Ino {
+        self.spread.get(&dir).map_or(dir, |shards| shards.holder(name_hash(&name(text))))
+    }
+
+    async fn learn_anew(&mut self, dir: Ino) {
+        if let Ok(MdsReply::GetAttr(Attr { shards: Some(shards), .. })) =
+            self.call(dir.mdt(), GetAttr { ino: dir }).await
+        {
+            self.spread.insert(dir, *shards);
+        }
+    }
+
+    /// Asks who holds the name `text` of `dir`, and anew when it has moved; with the answer, who that was.
+    async fn at<R: Into<MdsRequest>>(
+        &mut self,
+        dir: Ino,
+        text: &str,
+        request: impl Fn(Ino) -> R,
+    ) -> (Ino, Result<MdsReply, Errno>) {
+        loop {
+            let holder = self.holder(dir, text);
+            match self.call(holder.mdt(), request(holder)).await {
+                Err(Errno::EREMCHG) => self.learn_anew(dir).await,
+                result => return (holder, result),
+            }
+        }
     }
 
     /// SplitMix64.
@@ -67,10 +99,26 @@ impl Player {
         self.world.names.fetch_add(names, Ordering::Relaxed);
     }
 
-    async fn rename(&mut self, request: Rename) -> Result<MdsReply, Errno> {
-        match self.call(request.parent.mdt(), request.clone()).await {
-            Err(Errno::EREMOTE) => self.call(Ino::ROOT.mdt(), request).await,
-            result => result,
+    async fn rename(
+        &mut self,
+        (dir, old): (Ino, &str),
+        (other, new): (Ino, &str),
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        loop {
+            let (parent, new_parent) = (self.holder(dir, old), self.holder(other, new));
+            let request = Rename { parent, name: name(old), new_parent, new_name: name(new), mode };
+            let result = match self.call(parent.mdt(), request.clone()).await {
+                Err(Errno::EREMOTE) => self.call(Ino::ROOT.mdt(), request).await,
+                result => result,
+            };
+            match result {
+                Err(Errno::EREMCHG) => {
+                    self.learn_anew(dir).await;
+                    self.learn_anew(other).await;
+                }
+                result => return result.map(drop),
+            }
         }
     }
 
@@ -79,20 +127,19 @@ impl Player {
         let (text, new) = (self.pick(5).to_string(), self.pick(5).to_string());
         match self.pick(10) {
             0 | 1 => {
-                let Ok(MdsReply::Create(created)) = self.call(dir.mdt(), create(dir, &text)).await else { return };
+                let (_, made) = self.at(dir, &text, |dir| create(dir, &text)).await;
+                let Ok(MdsReply::Create(created)) = made else { return };
                 self.open.push(created.attr.ino);
                 self.made(i64::from(created.is_new));
             }
             2 => {
-                if self.call(dir.mdt(), Unlink { parent: dir, name: name(&text) }).await.is_ok() {
+                if self.at(dir, &text, |parent| Unlink { parent, name: name(&text) }).await.1.is_ok() {
                     self.made(-1);
                 }
             }
             3..6 => {
                 let mode = if self.pick(2) == 0 { RenameMode::NoReplace } else { RenameMode::Exchange };
-                let (name, new_name) = (name(&text), name(&new));
-                let rename = Rename { parent: dir, name, new_parent: other, new_name, mode };
-                if let Err(errno) = self.rename(rename).await {
+                if let Err(errno) = self.rename((dir, &text), (other, &new), mode).await {
                     assert!(!matches!(errno, Errno::EIO | Errno::ETIMEDOUT | Errno::EREMOTE), "{errno}");
                 }
             }
@@ -102,19 +149,18 @@ impl Player {
                 }
             }
             7 => {
-                let Ok(MdsReply::Lookup(entry)) = self.call(dir.mdt(), Lookup { parent: dir, name: name(&text) }).await
-                else {
-                    return;
-                };
+                let (holder, found) = self.at(dir, &text, |parent| Lookup { parent, name: name(&text) }).await;
+                let Ok(MdsReply::Lookup(entry)) = found else { return };
                 // Found under the directory's lock: an inode of the same MDT is there.
-                assert_eq!(entry.attr.is_some(), entry.ino.mdt() == dir.mdt());
-                let link = Link { ino: entry.ino, new_parent: other, new_name: name(&new) };
-                if self.call(other.mdt(), link).await.is_ok() {
+                assert_eq!(entry.attr.is_some(), entry.ino.mdt() == holder.mdt());
+                let link = |new_parent| Link { ino: entry.ino, new_parent, new_name: name(&new) };
+                if self.at(other, &new, link).await.1.is_ok() {
                     self.made(1);
                 }
             }
             8 => {
-                let Ok(MdsReply::Mkdir(made)) = self.call(dir.mdt(), mkdir(dir, &text)).await else { return };
+                let (_, made) = self.at(dir, &text, |dir| mkdir(dir, &text)).await;
+                let Ok(MdsReply::Mkdir(made)) = made else { return };
                 self.made(1);
                 let mut dirs = self.world.dirs.lock().unwrap();
                 if dirs.len() < DIRECTORIES_MAX {
@@ -122,17 +168,27 @@ impl Player {
                 }
             }
             _ => {
-                if self.call(dir.mdt(), Rmdir { parent: dir, name: name(&text) }).await.is_ok() {
+                if self.at(dir, &text, |parent| Rmdir { parent, name: name(&text) }).await.1.is_ok() {
                     self.made(-1);
                 }
             }
         }
     }
 
+    /// The names in a directory, and in its shards.
     async fn names_in(&mut self, ino: Ino) -> i64 {
-        let readdir = Readdir { ino, cookie: 0, entries_max: 1_000, with_attrs: false };
-        match self.call(ino.mdt(), readdir).await {
-            Ok(MdsReply::Readdir(listing)) => listing.entries.len() as i64,
+        let readdir = |ino| Readdir { ino, cookie: 0, entries_max: 1_000, with_attrs: false };
+        match self.call(ino.mdt(), readdir(ino)).await {
+            Ok(MdsReply::Readdir(listing)) => {
+                let mut names = listing.entries.len() as i64;
+                for shard in listing.shards.iter().flat_map(|shards| shards.others()) {
+                    match self.call(shard.mdt(), readdir(*shard)).await {
+                        Ok(MdsReply::Readdir(listing)) => names += listing.entries.len() as i64,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                names
+            }
             Ok(other) => panic!("{other:?}"),
             // Removed.
             Err(errno) => {
@@ -143,7 +199,8 @@ impl Player {
     }
 }
 
-fn stress(media: Vec<Medium>) {
+/// With `splits`, directories are split as they grow.
+fn stress(media: Vec<Medium>, splits: bool) {
     let seed = match proptest::test_runner::Config::default().rng_seed {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
@@ -156,7 +213,7 @@ fn stress(media: Vec<Medium>) {
     let runtime = Runtime::new().unwrap();
     let player = |node: u16| {
         let random = seed.wrapping_add(u64::from(node));
-        Player { world: Arc::clone(&world), node, xid: 0, random, open: Vec::new() }
+        Player { world: Arc::clone(&world), node, xid: 0, random, open: Vec::new(), spread: HashMap::new() }
     };
     let play = |mut player: Player| async move {
         for _ in 0..STEPS {
@@ -167,12 +224,23 @@ fn stress(media: Vec<Medium>) {
         }
     };
     let players: Vec<_> = (1..=CLIENTS).map(|node| runtime.spawn(play(player(node)))).collect();
+    let splitters: Vec<_> = world.mdts.iter().filter(|_| splits).cloned().collect();
+    let splitters: Vec<_> =
+        splitters.into_iter().map(|mdt| runtime.spawn(async move { mdt.run_splitter().await })).collect();
     let all = async {
         for player in players {
             player.await.unwrap();
         }
     };
     runtime.block_on(async { tokio::time::timeout(TIME_LIMIT, all).await.unwrap() });
+    splitters.iter().for_each(|splitter| splitter.abort());
+    let ended = async {
+        for splitter in splitters {
+            drop(splitter.await);
+        }
+    };
+    runtime.block_on(ended);
+    instance.resolve();
     let (mut reader, mut names) = (player(0), 0);
     let dirs = world.dirs.lock().unwrap().clone();
     for dir in dirs {
@@ -188,15 +256,25 @@ fn in_memory() -> Medium {
 
 #[test]
 fn on_one_in_memory() {
-    stress(vec![in_memory()]);
+    stress(vec![in_memory()], false);
 }
 
 #[test]
 fn on_four_in_memory() {
-    stress(vec![in_memory(), in_memory(), in_memory(), in_memory()]);
+    stress(vec![in_memory(), in_memory(), in_memory(), in_memory()], false);
 }
 
 #[test]
 fn on_two_on_rocksdb() {
-    stress(vec![Medium::rocks(), Medium::rocks()]);
+    stress(vec![Medium::rocks(), Medium::rocks()], false);
+}
+
+#[test]
+fn on_four_in_memory_while_directories_split() {
+    stress(vec![in_memory(), in_memory(), in_memory(), in_memory()], true);
+}
+
+#[test]
+fn on_three_on_rocksdb_while_directories_split() {
+    stress(vec![Medium::rocks(), Medium::rocks(), Medium::rocks()], true);
 }

@@ -18,7 +18,7 @@ pub(crate) fn is_fatal(error: Errno) -> bool {
         EINVAL | ENOSYS | EOPNOTSUPP | EOVERFLOW | ERANGE | E2BIG | ESPIPE | ENODATA | EPROTO => false,
         // Somebody else was in the OST's directory: bad, but told per object.
         EPERM | ENOENT | EBADF | EACCES | EEXIST | EXDEV | ENOTDIR | EISDIR | EMLINK | ENAMETOOLONG | ENOTEMPTY
-        | ELOOP | EREMOTE => false,
+        | ELOOP | EREMOTE | EREMCHG => false,
     }
 }
 

@@ -177,6 +177,39 @@ fn a_node_given_up_answers_at_once_with_an_i_o_error() {
 }
 
 #[test]
+fn a_listing_without_a_lost_shard_ends_with_an_error() {
+    let cluster = Cluster::that_splits(3);
+    let fs = cluster.client(0);
+    cluster.block_on(async {
+        for n in 0..40 {
+            let opened = fs.create(Ino::ROOT, format!("f{n}").as_bytes(), new_file(None)).await.unwrap();
+            fs.close(&opened.file).await.unwrap();
+        }
+        while !fs.is_spread(Ino::ROOT).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+        let all = fs.readdir(Ino::ROOT, 0, 100).await.unwrap();
+        assert!(all.listing.entries.len() == 40 && all.listing.is_end && !all.is_missing_names);
+        fs.targets().give_up(NodeIndex::new(2));
+        let rest = fs.readdir(Ino::ROOT, 0, 100).await.unwrap();
+        assert!((1..40).contains(&rest.listing.entries.len()) && rest.is_missing_names);
+        assert!(fs.readdir_plus(Ino::ROOT, 0, 100).await.unwrap().is_missing_names);
+        fs.getattr(Ino::ROOT).await.unwrap();
+        let (mut found, mut lost) = (0, 0);
+        for n in 0..40 {
+            match fs.lookup(Ino::ROOT, format!("f{n}").as_bytes()).await {
+                Ok(_) => found += 1,
+                Err(error) => {
+                    assert_eq!(error.errno(), Errno::EIO);
+                    lost += 1;
+                }
+            }
+        }
+        assert!(found <= rest.listing.entries.len() && lost > 0, "{found} found, {lost} lost");
+    });
+}
+
+#[test]
 fn what_is_asked_at_the_same_time_goes_in_one_message() {
     let cluster = Cluster::new(3);
     let fs = cluster.client(0).gathering();

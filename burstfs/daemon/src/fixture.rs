@@ -10,7 +10,7 @@ use burstfs_net::{ChannelLimits, Client, Identity, Munge, Tcp, TcpConfig, XidSou
 use burstfs_oss::{Options, Ost};
 use burstfs_proto::hello::Role;
 use burstfs_proto::mgs::{Map, MapNode};
-use burstfs_types::{ClientId, LayoutPolicy, MdtIndex, NodeIndex};
+use burstfs_types::{ClientId, LayoutPolicy, MdtIndex, MetadataPolicy, NodeIndex};
 
 use crate::links::{Links, RPC_TIMEOUT};
 use crate::lost::LostNodes;
@@ -48,6 +48,7 @@ impl Fixture {
             root_mode: 0o700,
             layout: LayoutPolicy::default(),
             has_ready_made: true,
+            policy: MetadataPolicy::default(),
         };
         let engine = Arc::new(MemoryEngine::default());
         let mdt = Arc::new(Mdt::open(config, engine, Arc::new(links.clone()), Arc::new(SystemClock)).unwrap());

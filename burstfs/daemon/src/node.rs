@@ -187,6 +187,7 @@ impl Joining {
         self.targets.send_replace(Some(targets.clone()));
         spawn_destroyer(own, &targets, &links);
         spawn_resolvers(own, &targets, map.nodes.len());
+        spawn_splitter(&targets);
         let fs = Arc::new(client_fs(own, &map, &targets, &client));
         if description.restarted {
             announce(Arc::clone(&fs));
@@ -300,6 +301,7 @@ fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Resu
         root_mode: 0o700,
         layout: description.spec.create.layout,
         has_ready_made: true,
+        policy: description.metadata,
     };
     let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links.clone()), Arc::new(SystemClock)).context("MDT")?;
     let options = Options { capacity_bytes: description.capacity_bytes, open_files_max: OPEN_FILES_MAX };
@@ -335,6 +337,12 @@ fn spawn_resolvers(own: NodeIndex, targets: &Targets, nodes: usize) {
         let mdt = targets.mdt.clone();
         tokio::spawn(async move { mdt.run_resolver(peer).await });
     }
+}
+
+/// Directories that have grown large are split in the background.
+fn spawn_splitter(targets: &Targets) {
+    let mdt = targets.mdt.clone();
+    tokio::spawn(async move { mdt.run_splitter().await });
 }
 
 /// Shows every MDT that this node's client is a new one: what the one before it had open and locked is free then, also where

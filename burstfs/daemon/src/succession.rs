@@ -102,6 +102,7 @@ mod tests {
     use burstfs_node::description::{DESCRIPTION_VERSION, Network, Timeouts};
     use burstfs_proto::mgs::{MgsReply, MgsRequest, State, Status};
     use burstfs_spec::{Accumulator, NoProfiles, Transport};
+    use burstfs_types::MetadataPolicy;
 
     use super::*;
     use crate::fixture::Fixture;
@@ -135,6 +136,7 @@ mod tests {
                 interfaces: Vec::new(),
                 rdma_connections: 1,
             },
+            metadata: MetadataPolicy::default(),
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: u64::from(SILENCE_TICKS) * 1000 },
             restarted: false,
             incarnation: 1,

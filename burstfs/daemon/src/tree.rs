@@ -81,7 +81,7 @@ impl Tree {
 
     /// Whether nobody has put anything into a ready-made directory: then nobody wants it at a drain's target.
     async fn is_unused(&self, directory: ReadyMade) -> Result<bool, FsError> {
-        let listing = self.fs.readdir(directory.ino(), 0, ReadyMade::ALL.len() as u32).await?;
+        let listing = self.fs.readdir(directory.ino(), 0, ReadyMade::ALL.len() as u32).await?.listing;
         for listed in &listing.entries {
             match ReadyMade::at(directory.ino(), &listed.name, listed.entry.ino) {
                 Some(below) if Box::pin(self.is_unused(below)).await? => {}
@@ -143,7 +143,8 @@ impl InstanceTree for Tree {
     async fn readdir(&self, dir: Ino, cookie: u64, max: u32) -> Result<Page, Errno> {
         let mut cookie = cookie;
         loop {
-            let PlusListing { mut entries, is_end } = self.fs.readdir_plus(dir, cookie, max).await.map_err(errno)?;
+            let PlusListing { mut entries, is_end, .. } =
+                self.fs.readdir_plus(dir, cookie, max).await.map_err(errno)?;
             cookie = entries.last().map_or(cookie, |last| last.cookie);
             let mut unused = Vec::new();
             for ready_made in entries.iter().filter_map(|entry| ReadyMade::at(dir, &entry.name, entry.ino)) {

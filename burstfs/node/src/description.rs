@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use burstfs_types::InstanceId;
+use burstfs_types::{InstanceId, MetadataPolicy};
 use serde::{Deserialize, Serialize};
 
 use burstfs_spec::Transport;
@@ -53,6 +53,8 @@ pub struct InstanceDescription {
     pub network: Network,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+    /// How metadata is spread over the nodes.
+    pub metadata: MetadataPolicy,
     /// Whether an earlier `burstfsd` of this instance ran on this node: its targets are there and are to be opened.
     pub restarted: bool,
     /// Which life of this node's `burstfsd` this is: nanoseconds since the epoch.
@@ -140,6 +142,7 @@ mod tests {
                 rdma_connections: 1,
             },
             timeouts: Timeouts { start_ms: 60_000, no_progress_ms: 600_000, silence_ms: 30_000 },
+            metadata: MetadataPolicy::default(),
             restarted: false,
             incarnation: 1,
         };

@@ -108,6 +108,7 @@ pub(crate) fn launch(variables: Variables<'_>, key: &JobKey, settings: &Settings
         slurm_conf: absolute("SLURM_CONF"),
         network: settings.network.clone(),
         timeouts: settings.timeouts.clone(),
+        metadata: settings.metadata,
         restarted: false,
         incarnation: incarnation(),
         instance,
@@ -187,6 +188,7 @@ mod tests {
                 rdma_connections: 1,
             },
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: 1 },
+            metadata: burstfs_types::MetadataPolicy::default(),
         }
     }
 

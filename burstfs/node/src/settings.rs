@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burstfs_config::SiteConfig;
 use burstfs_node::description::{Network, Timeouts};
+use burstfs_types::MetadataPolicy;
 
 use crate::error::NodeError;
 
@@ -19,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) max_bytes_per_node: Option<u64>,
     pub(crate) network: Network,
     pub(crate) timeouts: Timeouts,
+    pub(crate) metadata: MetadataPolicy,
 }
 
 impl Settings {
@@ -46,6 +48,7 @@ impl Settings {
                 no_progress_ms: millis(config.timeouts.no_progress),
                 silence_ms: millis(config.timeouts.silence),
             },
+            metadata: config.metadata,
         })
     }
 }

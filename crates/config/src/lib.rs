@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burstfs_spec::{CreateItems, ProfileError, Profiles, Size, Transport};
+use burstfs_types::MetadataPolicy;
+use burstfs_types::shards::SHARDS_MAX;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Problem};
@@ -60,6 +62,8 @@ pub struct SiteConfig {
     pub network: Network,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+    /// How metadata is spread over the nodes of a job.
+    pub metadata: MetadataPolicy,
     /// By name: `create` keys that a job asks for with one word.
     pub profiles: BTreeMap<String, Profile>,
 }
@@ -123,6 +127,7 @@ impl Default for SiteConfig {
             programs: Programs::default(),
             network: Network::default(),
             timeouts: Timeouts::default(),
+            metadata: MetadataPolicy::default(),
             profiles: BTreeMap::new(),
         }
     }
@@ -213,6 +218,10 @@ impl SiteConfig {
         let zero = [("start", start), ("no_progress", no_progress), ("silence", silence)];
         if let Some((key, _)) = zero.into_iter().find(|(_, timeout)| timeout.is_zero()) {
             return Some((key, "a time-out of nothing would always have passed; say for instance \"60s\"".to_owned()));
+        }
+        let shards = self.metadata.split_shards;
+        if !(2..=SHARDS_MAX).contains(&usize::from(shards)) {
+            return Some(("split_shards", format!("a directory is spread over 2 to {SHARDS_MAX} nodes, not {shards}")));
         }
         self.profiles.keys().find_map(|name| Some(("profiles", profile::check_name(name).err()?)))
     }

@@ -54,6 +54,10 @@ fn errors_say_where_and_what() {
         ("default_capacity = \"10\"", "burstfs.toml:1: default_capacity: \"10\" has no unit"),
         ("\nmax_per_node = \"1GiB\"\ndefault_capacity = \"2GiB\"", "burstfs.toml:3: default_capacity: 2GiB is above"),
         ("[timeouts]\nstart = \"60\"", "burstfs.toml:2: start: \"60\" is no duration"),
+        (
+            "[metadata]\nsplit_shards = 1",
+            "burstfs.toml:2: split_shards: a directory is spread over 2 to 256 nodes, not 1",
+        ),
         ("[timeouts]\nstart = \"0s\"", "burstfs.toml:2: start: a time-out of nothing"),
         ("[network]\nmgs_port_base = 65500", "burstfs.toml:2: mgs_port_base: the ports must lie"),
         (

@@ -12,6 +12,20 @@ pub fn directory_home(parent: Ino, name: &Name, mdts: u16) -> MdtIndex {
     MdtIndex::new(u16::try_from(index).unwrap_or(0))
 }
 
+/// Where a name is in the order of a directory's hashes. All names of a directory are spread by it, once it is.
+pub fn name_hash(name: &Name) -> u64 {
+    xxh3_64_with_seed(name.as_bytes(), 0)
+}
+
+/// The MDTs that shall hold names of the directory `head` besides its own, at most `count` of those for which `is_usable`. They follow
+/// one another from one that its number chooses, so that the shards of many directories are even over all MDTs.
+pub fn shard_homes(head: Ino, count: u16, mdts: u16, is_usable: impl Fn(MdtIndex) -> bool) -> Vec<MdtIndex> {
+    let mdts = mdts.max(1);
+    let first = (xxh3_64_with_seed(&head.get().to_be_bytes(), 0) % u64::from(mdts)) as u16;
+    let in_turn = (0..mdts).map(|n| MdtIndex::new(((u32::from(first) + u32::from(n)) % u32::from(mdts)) as u16));
+    in_turn.filter(|mdt| *mdt != head.mdt() && is_usable(*mdt)).take(usize::from(count)).collect()
+}
+
 /// The layout of the file `ino` that asks for stripes, over `osts` OSTs: on as many of them as the pattern says and there
 /// are. Consecutive files of an MDT begin on consecutive OSTs, so that small files, and the first stripes of all, spread.
 pub fn striped(pattern: StripePattern, ino: Ino, osts: u16) -> Result<Layout, LayoutError> {
@@ -46,6 +60,20 @@ mod tests {
             count[usize::from(directory_home(Ino::from_raw(n).unwrap(), &name, 4).get())] += 1;
         }
         assert!(count.iter().all(|n| (850..1_150).contains(n)), "{count:?}");
+    }
+
+    #[test]
+    fn shards_are_on_other_mdts_and_spread() {
+        let mut count = [0_u32; 5];
+        for n in 1..=4_000 {
+            let homes = shard_homes(Ino::new(MdtIndex::new((n % 5) as u16), n).unwrap(), 2, 5, |_| true);
+            assert!(homes.len() == 2 && homes[0] != homes[1]);
+            assert!(homes.iter().all(|home| u64::from(home.get()) != n % 5));
+            homes.iter().for_each(|home| count[usize::from(home.get())] += 1);
+        }
+        assert!(count.iter().all(|n| (1_400..1_800).contains(n)), "{count:?}");
+        assert_eq!(shard_homes(Ino::ROOT, 9, 3, |mdt| mdt.get() != 1), [MdtIndex::new(2)]);
+        assert_eq!(shard_homes(Ino::ROOT, 9, 1, |_| true), []);
     }
 
     #[test]

@@ -22,5 +22,5 @@
 mod home;
 mod stripes;
 
-pub use home::{directory_home, striped};
+pub use home::{directory_home, name_hash, shard_homes, striped};
 pub use stripes::{Extent, Extents, extents, file_offset, file_size, object_size};

@@ -3,7 +3,7 @@
 //! Who may call: clients of the instance, and other MDSs (the `Peer*` requests). An error of the file system is an
 //! [`Errno`](burstfs_types::Errno) in the reply's place.
 
-use burstfs_types::{Attr, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, ObjectId, OstIndex, Timestamp};
+use burstfs_types::{Attr, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, ObjectId, OstIndex, Shards, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::locks::{AwaitLocks, GetLock, LeaveQueue, LockAnswer, LockHolder, SetLock, Unlock};
@@ -80,14 +80,17 @@ rpcs! {
     /// From a participant: what became of a transaction of this MDT's.
     0x0182 ReadOnly PeerOutcome(PeerOutcome) -> Outcome;
     /// From another MDT: what a name stands for, as a transaction is planned. EBUSY while that is being decided.
-    0x0183 ReadOnly PeerLook(PeerLook) -> Option<Named>;
-    /// From another MDT: the directory that a directory is in. EBUSY while that is being decided.
-    0x0184 ReadOnly PeerParent(PeerParent) -> Ino;
+    0x0183 ReadOnly PeerLook(PeerLook) -> Looked;
+    /// From another MDT: the directory that a directory is in, and its shards. EBUSY while that is being decided.
+    0x0184 ReadOnly PeerParent(PeerParent) -> DirectoryPlace;
     /// From the checker: a part of this MDT's records.
     0x0185 ReadOnly PeerRecords(PeerRecords) -> Records;
 }
 
 /// Asks for the entry `name` of the directory `parent`.
+///
+/// In this and all requests about a name, "a directory of this MDT" may be a shard of one, and is the one that holds the name: EREMCHG
+/// when another shard holds it. Nothing has happened then; the directory's head knows which.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Lookup {
     /// A directory of this MDT.
@@ -337,8 +340,13 @@ pub struct Listing {
     pub entries: Vec<ListingEntry>,
     /// True when nothing comes behind the last.
     pub is_end: bool,
-    /// The directory that the listed one is in; the root is in itself.
+    /// The directory that the listed one is in; the root is in itself. A shard is in its head.
     pub parent: Ino,
+    /// The shards of a directory that is spread: the entries are those of its head alone.
+    pub shards: Option<Shards>,
+    /// A shard's word for [`Shards::moved_below`], as far as its own range is concerned; a head's. All names of a directory are in
+    /// listings of all shards only if these agree.
+    pub moved_below: u64,
 }
 
 /// Asks for an extended attribute. ENODATA when it is not there.
@@ -578,6 +586,74 @@ pub struct NewDirectory {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// What all shards of a directory have of it, so that what is made in them is as if it were made in one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Inherited {
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The layout of what is made in it.
+    pub layout: WantedLayout,
+    /// The default ACL.
+    pub default_acl: Option<Vec<u8>>,
+}
+
+/// Names of a directory that move from its head to the shard of their range.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Piece {
+    /// Hashes from here on,
+    pub from: u64,
+    /// and below this one.
+    pub until: u64,
+    /// Every name with such a hash, in the order of hashes and names.
+    pub names: Vec<MovedName>,
+}
+
+/// A name that moves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MovedName {
+    /// The name.
+    pub name: Name,
+    /// What it stands for.
+    pub named: Named,
+    /// It keeps its place in listings.
+    pub cookie: u64,
+}
+
+/// A change of one inode that all shards of a directory have to follow.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Change {
+    /// Of attributes.
+    Attr(SetAttr),
+    /// Of the default ACL.
+    Xattr(SetXattr),
+    /// Of the layout of what is made in it.
+    Layout(SetLayout),
+}
+
+impl Change {
+    /// Which inode changes.
+    pub fn ino(&self) -> Ino {
+        match self {
+            Change::Attr(it) => it.ino,
+            Change::Xattr(it) => it.ino,
+            Change::Layout(it) => it.ino,
+        }
+    }
+
+    /// The same change of another inode.
+    pub fn of(&self, ino: Ino) -> Change {
+        match self.clone() {
+            Change::Attr(it) => Change::Attr(SetAttr { ino, ..it }),
+            Change::Xattr(it) => Change::Xattr(SetXattr { ino, ..it }),
+            Change::Layout(it) => Change::Layout(SetLayout { ino, ..it }),
+        }
+    }
+}
+
 /// One change that a transaction makes to one record, with what must be so for it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Step {
@@ -594,10 +670,57 @@ pub enum Step {
     },
     /// A directory's inode is made. Its attributes are in the answer.
     MakeDirectory(NewDirectory),
-    /// A directory's inode goes. ENOTEMPTY when it has entries.
+    /// The inode of a directory, or of a shard, goes. ENOTEMPTY when it has entries.
     RemoveDirectory {
         /// The directory.
         ino: Ino,
+        /// The shards that it was planned on, besides the head. EAGAIN unless it has these.
+        shards: Vec<Ino>,
+    },
+    /// What is the same of a directory and of all its shards changes. The directory's attributes are in the answer.
+    Change {
+        /// Of which inode, and how.
+        change: Change,
+        /// As for `RemoveDirectory`.
+        shards: Vec<Ino>,
+    },
+    /// An inode is made for names of a directory. Its attributes are in the answer.
+    MakeShard {
+        /// Which range of names it is for.
+        index: u16,
+        /// Of how many.
+        count: u16,
+        /// The directory.
+        head: Ino,
+        /// Cookies of names are from here on.
+        next_cookie: u64,
+        /// What it has of its directory.
+        like: Inherited,
+    },
+    /// A directory gets shards. EAGAIN when it is not as planned. Only in the coordinator's own part.
+    Spread {
+        /// The directory.
+        head: Ino,
+        /// Where the shards are, by their ranges, without the head; each is the answer of that MDT.
+        homes: Vec<MdtIndex>,
+        /// As in `MakeShard`.
+        next_cookie: u64,
+        /// As in `MakeShard`.
+        like: Inherited,
+    },
+    /// Names leave the head of a directory. EAGAIN unless these are all that it has of the range.
+    GiveNames {
+        /// The head.
+        head: Ino,
+        /// What moves.
+        piece: Piece,
+    },
+    /// Names come to a shard.
+    TakeNames {
+        /// The shard.
+        shard: Ino,
+        /// What moves.
+        piece: Piece,
     },
     /// An inode has got another name: its ctime moves, and a directory's parent is this one.
     Renamed {
@@ -667,7 +790,25 @@ pub struct PeerLook {
     pub name: Name,
 }
 
-/// Asks for a directory's parent. The root is its own.
+/// What a name stands for, and in which directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Looked {
+    /// `None` when nothing has the name.
+    pub named: Option<Named>,
+    /// The directory, also when a shard of it was asked.
+    pub directory: Ino,
+}
+
+/// Where a directory is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DirectoryPlace {
+    /// The directory that it is in. The root is in itself, a shard in its head.
+    pub parent: Ino,
+    /// Its shards besides the head.
+    pub shards: Vec<Ino>,
+}
+
+/// Asks for a directory's parent and shards.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PeerParent {
     /// A directory of this MDT.

@@ -7,16 +7,24 @@
 //! A request goes to the MDT that a client sends it to. If an MDT dies meanwhile ([`Op::Crash`]), it is started again and the
 //! request sent again, and the answer and the state must be those of a request that ran once.
 //!
+//! Directories are split meanwhile ([`Op::Split`]). The runner asks as a client does: by what it remembers of how a directory is spread,
+//! which may be old, and anew where it is told so. The model knows nothing of it: nobody may see a difference.
+//!
 //! Inode numbers are the target's to choose; the model takes them from the replies and insists that none comes twice.
 //! Cookies likewise: the model knows the order of entries, and insists that a name's cookie does not change.
+
+mod client;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use burstfs_proto::Class;
 use burstfs_proto::mds::*;
 use burstfs_proto::service::Caller;
 use burstfs_types::*;
 use proptest::prelude::*;
+
+use client::mdt_of;
 
 /// The MDTs under test.
 pub trait Target {
@@ -32,6 +40,8 @@ pub trait Target {
     fn crash(&mut self, mdt: MdtIndex, commits: u64, is_committed: bool);
     /// Starts those MDTs again that have died, and lets what they left be ended. Says which.
     fn recover(&mut self) -> Vec<MdtIndex>;
+    /// Lets an MDT take at most `steps` steps of the splits that it has to do.
+    fn split(&mut self, mdt: MdtIndex, steps: usize);
     /// The files whose objects are to be removed.
     fn destroyed(&self) -> BTreeSet<Ino>;
     /// What its checker finds.
@@ -137,6 +147,13 @@ pub enum Op {
     },
     /// The clients are restarted.
     NewClient,
+    /// An MDT goes on with the splits of its directories.
+    Split {
+        mdt: u16,
+        steps: usize,
+    },
+    /// The clients forget how directories are spread.
+    Forget,
     /// An MDT dies soon.
     Crash {
         mdt: u16,
@@ -216,6 +233,8 @@ fn step() -> impl Strategy<Value = Op> {
         4 => Just(Op::Resend),
         1 => any::<u16>().prop_map(|mdt| Op::Reopen { mdt }),
         1 => Just(Op::NewClient),
+        6 => (any::<u16>(), 1..6_usize).prop_map(|(mdt, steps)| Op::Split { mdt, steps }),
+        1 => Just(Op::Forget),
     ]
 }
 
@@ -236,7 +255,8 @@ impl fmt::Display for Difference {
 
 /// Runs `ops` on an empty `target` whose root is owned by 0:0 with mode 0700 and made at time 0.
 pub fn run(ops: &[Op], target: &mut dyn Target) -> Result<(), Difference> {
-    let mut runner = Runner { model: Model::new(), target, xid: 0, incarnation: 1, last: None };
+    let mut runner =
+        Runner { model: Model::new(), target, xid: 0, incarnation: 1, last: None, spread: BTreeMap::new() };
     runner.greet().map_err(|found| Difference { step: 0, found })?;
     for (step, op) in ops.iter().enumerate() {
         runner.step(step, op).map_err(|found| Difference { step, found: format!("{op:?}: {found}") })?;
@@ -250,6 +270,8 @@ struct Runner<'t> {
     xid: u64,
     incarnation: u64,
     last: Option<(MdtIndex, Caller, MdsRequest, Result<MdsReply, Errno>)>,
+    /// How directories are spread, as far as the clients remember.
+    spread: BTreeMap<Ino, Shards>,
 }
 
 /// So many nodes have a client.
@@ -272,6 +294,19 @@ impl Runner<'_> {
                 self.last.take_if(|(_, _, request, _)| is_forgotten(request));
             }
             Op::NewClient => self.new_clients()?,
+            Op::Split { mdt, steps } => {
+                let mdt = self.mdt(*mdt);
+                self.target.split(mdt, *steps);
+                // Runs anew when it is sent again, and may be told that a name is elsewhere.
+                let is_rerun = |request: &MdsRequest, result: &Result<MdsReply, Errno>| {
+                    result.is_err() || request.class() == Class::ReadOnly
+                };
+                self.last.take_if(|(_, _, request, result)| is_rerun(request, result));
+                if !self.target.recover().is_empty() {
+                    self.new_clients()?;
+                }
+            }
+            Op::Forget => self.spread.clear(),
             Op::Crash { mdt, commits, is_committed } => {
                 let mdt = self.mdt(*mdt);
                 self.target.crash(mdt, *commits, *is_committed);
@@ -317,18 +352,32 @@ impl Runner<'_> {
     }
 
     fn send(&mut self, request: MdsRequest) -> Result<(), String> {
-        let mut mdt = mdt_of(&request);
-        let (mut caller, mut actual, mut has_crashed) = self.send_to(mdt, &request);
-        if actual == Err(Errno::EREMOTE) && matches!(request, MdsRequest::Rename(_)) {
-            mdt = Ino::ROOT.mdt();
-            let crashed_before = has_crashed;
-            (caller, actual, has_crashed) = self.send_to(mdt, &request);
-            has_crashed |= crashed_before;
+        let mut has_crashed = false;
+        let (mdt, caller, routed, raw) = loop {
+            let routed = self.routed(&request);
+            let mut mdt = mdt_of(&routed);
+            let (mut caller, mut actual) = self.send_to(mdt, &routed, &mut has_crashed);
+            if actual == Err(Errno::EREMOTE) && matches!(request, MdsRequest::Rename(_)) {
+                mdt = Ino::ROOT.mdt();
+                (caller, actual) = self.send_to(mdt, &routed, &mut has_crashed);
+            }
+            if actual != Err(Errno::EREMCHG) {
+                break (mdt, caller, routed, actual);
+            }
+            let is_news = self.learn_anew(&request, &mut has_crashed);
+            if !is_news {
+                return Err("a name is said to be elsewhere, and the head says it is not".to_owned());
+            }
+        };
+        if let (MdsRequest::Readdir(asked), true) = (&request, raw.is_ok()) {
+            self.learn_cookies(asked.ino, &mut has_crashed)?;
         }
+        let actual = self.completed(&request, raw.clone(), &mut has_crashed);
         self.model.client = caller.client.node;
+        self.model.asked = mdt;
         let expected = self.model.apply(&request, &actual);
         let is_close_enough = self.is_any_error_right(&request) && actual.is_err() && expected.is_err();
-        self.last = Some((mdt, caller, request, actual.clone()));
+        self.last = Some((mdt, caller, routed, raw));
         if !is_close_enough {
             same("answer", &actual, &expected)?;
         }
@@ -336,31 +385,10 @@ impl Runner<'_> {
         if has_crashed { self.new_clients() } else { Ok(()) }
     }
 
-    /// Sends a request until it is answered; whether an MDT died meanwhile.
-    fn send_to(&mut self, mdt: MdtIndex, request: &MdsRequest) -> (Caller, Result<MdsReply, Errno>, bool) {
-        let mut caller = self.next_caller();
-        let mut actual = self.target.call(mdt, caller, request.clone());
-        let mut has_crashed = false;
-        loop {
-            let dead = self.target.recover();
-            if dead.is_empty() {
-                return (caller, actual, has_crashed);
-            }
-            has_crashed = true;
-            if actual.is_err() {
-                // From one that lives an error says that nothing has happened. From one that died it says nothing: it is sent
-                // again under its number.
-                caller = if dead.contains(&mdt) { caller } else { self.next_caller() };
-                actual = self.target.call(mdt, caller, request.clone());
-            }
-        }
-    }
-
     /// Over several MDTs one of several errors may be found first.
     fn is_any_error_right(&self, request: &MdsRequest) -> bool {
         match request {
-            MdsRequest::Link(it) => it.ino.mdt() != it.new_parent.mdt(),
-            MdsRequest::Rename(it) => self.target.mdts() > 1 && it.parent != it.new_parent,
+            MdsRequest::Link(_) | MdsRequest::Rename(_) => self.target.mdts() > 1,
             _ => false,
         }
     }
@@ -384,50 +412,6 @@ impl Runner<'_> {
         same("checker", &self.target.violations(), &Vec::new())?;
         same("objects to remove", &self.target.destroyed(), &self.model.destroyed)
     }
-}
-
-/// The MDT that a client asks.
-fn mdt_of(request: &MdsRequest) -> MdtIndex {
-    let ino = match request {
-        MdsRequest::Lookup(it) => it.parent,
-        MdsRequest::GetAttr(it) => it.ino,
-        MdsRequest::SetAttr(it) => it.ino,
-        MdsRequest::Create(it) => it.parent,
-        MdsRequest::Mknod(it) => it.parent,
-        MdsRequest::Mkdir(it) => it.parent,
-        MdsRequest::Unlink(it) => it.parent,
-        MdsRequest::Rmdir(it) => it.parent,
-        MdsRequest::Rename(it) => it.parent,
-        MdsRequest::Link(it) => it.new_parent,
-        MdsRequest::Symlink(it) => it.parent,
-        MdsRequest::Readlink(it) => it.ino,
-        MdsRequest::Open(it) => it.ino,
-        MdsRequest::Close(it) => it.ino,
-        MdsRequest::Readdir(it) => it.ino,
-        MdsRequest::GetXattr(it) => it.ino,
-        MdsRequest::SetXattr(it) => it.ino,
-        MdsRequest::ListXattr(it) => it.ino,
-        MdsRequest::RemoveXattr(it) => it.ino,
-        MdsRequest::GetLayout(it) => it.ino,
-        MdsRequest::SetLayout(it) => it.ino,
-        MdsRequest::DecideLayout(it) => it.ino,
-        MdsRequest::ReserveAppend(it) => it.ino,
-        MdsRequest::EndAppends(it) => it.ino,
-        MdsRequest::PeerLook(it) => it.parent,
-        MdsRequest::PeerParent(it) => it.ino,
-        MdsRequest::PeerOutcome(it) => it.tx.number(),
-        MdsRequest::SetLock(it) => it.lock.ino,
-        MdsRequest::Unlock(it) => it.ino,
-        MdsRequest::GetLock(it) => it.lock.ino,
-        // These are asked of each MDT.
-        MdsRequest::Statfs(_)
-        | MdsRequest::AwaitLocks(_)
-        | MdsRequest::LeaveQueue(_)
-        | MdsRequest::PeerPrepare(_)
-        | MdsRequest::PeerDecide(_)
-        | MdsRequest::PeerRecords(_) => Ino::ROOT,
-    };
-    ino.mdt()
 }
 
 fn same<T: PartialEq + fmt::Debug>(what: &str, actual: &T, expected: &T) -> Result<(), String> {
@@ -459,6 +443,8 @@ struct Model {
     now: Timestamp,
     /// Who asks.
     client: NodeIndex,
+    /// Who was asked.
+    asked: MdtIndex,
     nodes: BTreeMap<Ino, Node>,
     /// Every inode there ever was, and every directory.
     known: Vec<Ino>,
@@ -475,6 +461,7 @@ impl Model {
         let mut model = Model {
             now: Timestamp::default(),
             client: NodeIndex::new(0),
+            asked: MdtIndex::new(0),
             nodes: BTreeMap::new(),
             known: Vec::new(),
             directories: Vec::new(),
@@ -511,7 +498,8 @@ impl Model {
         let (size, nlink) = if is_directory { (4096, 2) } else { (0, 1) };
         let layout = None;
         let (atime, mtime, ctime) = (self.now, self.now, self.now);
-        let attr = Attr { ino, kind, mode, nlink, uid, gid, size, blocks: 0, atime, mtime, ctime, layout };
+        let shards = None;
+        let attr = Attr { ino, kind, mode, nlink, uid, gid, size, blocks: 0, atime, mtime, ctime, layout, shards };
         let (xattrs, target, entries) = Default::default();
         self.nodes
             .insert(ino, Node { attr, xattrs, target, entries, parent, opens: Vec::new(), is_from_before: false });
@@ -587,7 +575,9 @@ impl Model {
             Op::GetXattr { node: i, name } => GetXattr { ino: node(i), name: xattr(name) }.into(),
             Op::ListXattr { node: i } => ListXattr { ino: node(i) }.into(),
             Op::RemoveXattr { node: i, name } => RemoveXattr { ino: node(i), name: xattr(name) }.into(),
-            Op::Resend | Op::Reopen { .. } | Op::NewClient | Op::Crash { .. } => Statfs.into(),
+            Op::Resend | Op::Reopen { .. } | Op::NewClient | Op::Split { .. } | Op::Forget | Op::Crash { .. } => {
+                Statfs.into()
+            }
         }
     }
 
@@ -604,7 +594,7 @@ impl Model {
         match request {
             MdsRequest::Lookup(it) => {
                 let ino = self.find(it.parent, &it.name)?.ok_or(Errno::ENOENT)?;
-                Ok(MdsReply::Lookup(self.entry(it.parent, ino, true)))
+                Ok(MdsReply::Lookup(self.entry(ino, true)))
             }
             MdsRequest::GetAttr(it) => Ok(MdsReply::GetAttr(self.node(it.ino)?.attr.clone())),
             MdsRequest::SetAttr(it) => self.set_attr(it).map(MdsReply::SetAttr),
@@ -637,7 +627,7 @@ impl Model {
                 self.close(it.ino);
                 Ok(MdsReply::Close(()))
             }
-            MdsRequest::Readdir(it) => self.readdir(it, actual).map(MdsReply::Readdir),
+            MdsRequest::Readdir(it) => self.readdir(it).map(MdsReply::Readdir),
             MdsRequest::SetXattr(it) => self.set_xattr(it).map(MdsReply::SetXattr),
             MdsRequest::GetXattr(it) => self.get_xattr(it).map(MdsReply::GetXattr),
             MdsRequest::ListXattr(it) => Ok(MdsReply::ListXattr(self.node(it.ino)?.xattrs.keys().cloned().collect())),
@@ -672,10 +662,9 @@ impl Model {
         self.nodes[&ino].attr.kind
     }
 
-    fn entry(&self, dir: Ino, ino: Ino, with_attr: bool) -> Entry {
+    fn entry(&self, ino: Ino, with_attr: bool) -> Entry {
         let attr = &self.nodes[&ino].attr;
-        let is_sent = with_attr && dir.mdt() == ino.mdt();
-        Entry { ino, kind: attr.kind, attr: is_sent.then(|| attr.clone()) }
+        Entry { ino, kind: attr.kind, attr: with_attr.then(|| attr.clone()) }
     }
 
     /// Recomputes what follows from a directory's entries, and moves its times.
@@ -800,7 +789,7 @@ impl Model {
         match self.kind(ino) {
             _ if it.exclusive => Err(Errno::EEXIST),
             FileKind::Directory => Err(Errno::EISDIR),
-            FileKind::Regular if ino.mdt() != it.parent.mdt() => Err(Errno::EREMOTE),
+            FileKind::Regular if ino.mdt() != self.asked => Err(Errno::EREMOTE),
             FileKind::Regular => Ok(Created { attr: self.open(ino)?, is_new: false }),
             _ => Err(Errno::ESTALE),
         }
@@ -959,32 +948,44 @@ impl Model {
         self.collect(ino);
     }
 
-    fn readdir(&mut self, it: &Readdir, actual: &Result<MdsReply, Errno>) -> Result<Listing, Errno> {
-        let entries = self.dir(it.ino)?.entries.clone();
-        let order_of =
-            |(dir, cookie, order): &(Ino, u64, u64)| (*dir == it.ino && *cookie == it.cookie).then_some(*order);
-        let behind = self.cookies.iter().find_map(order_of).unwrap_or(0);
-        let mut rest: Vec<Slot> = entries.into_iter().filter(|slot| slot.order > behind).collect();
-        rest.sort_by_key(|slot| slot.order);
-        let is_end = rest.len() <= it.entries_max as usize;
-        rest.truncate(it.entries_max as usize);
-        let shown: &[ListingEntry] = if let Ok(MdsReply::Readdir(listing)) = actual { &listing.entries } else { &[] };
-        let mut expected = Vec::new();
-        for (i, slot) in rest.into_iter().enumerate() {
-            let seen = self.cookies.iter().find(|(dir, _, order)| (*dir, *order) == (it.ino, slot.order));
-            let cookie = match (seen, shown.get(i)) {
-                (Some((_, cookie, _)), _) => *cookie,
-                // A new one: at least 3, and behind those before it.
-                (None, Some(new)) => new.cookie.max(3).max(it.cookie + 1),
-                (None, None) => 0,
-            };
-            if seen.is_none() {
-                self.cookies.push((it.ino, cookie, slot.order));
+    /// Takes the cookies of a directory from its whole listing. Those that were seen before must be the same, and no two ever are;
+    /// where the directory is in one piece, new names come last.
+    fn learn_cookies(&mut self, dir: Ino, listing: &Listing, is_spread: bool) -> Result<(), String> {
+        let Some(node) = self.nodes.get(&dir) else { return Err(format!("{dir} is gone and listed")) };
+        let slots = node.entries.clone();
+        same("names of a listing", &listing.entries.len(), &slots.len())?;
+        let mut last = 0;
+        for ListingEntry { name, cookie, .. } in &listing.entries {
+            let slot = slots.iter().find(|slot| slot.name == *name).ok_or(format!("{name} is listed"))?;
+            let seen =
+                self.cookies.iter().find(|(of, known, order)| *of == dir && (known == cookie || *order == slot.order));
+            match seen {
+                Some((_, known, order)) => same("cookie", &(*cookie, slot.order), &(*known, *order))?,
+                None if *cookie < 3 => return Err(format!("{name} has cookie {cookie}")),
+                None => self.cookies.push((dir, *cookie, slot.order)),
             }
-            expected.push(ListingEntry { name: slot.name, entry: self.entry(it.ino, slot.ino, it.with_attrs), cookie });
+            if !is_spread && slot.order <= last {
+                return Err(format!("{name} is listed behind a newer name"));
+            }
+            last = slot.order;
         }
-        let parent = self.nodes[&it.ino].parent;
-        Ok(Listing { entries: expected, is_end, parent })
+        Ok(())
+    }
+
+    fn readdir(&mut self, it: &Readdir) -> Result<Listing, Errno> {
+        let node = self.dir(it.ino)?;
+        let cookie_of = |slot: &Slot| {
+            let known = self.cookies.iter().find(|(dir, _, order)| (*dir, *order) == (it.ino, slot.order));
+            known.map_or(0, |(_, cookie, _)| *cookie)
+        };
+        let rest: BTreeMap<u64, &Slot> = node.entries.iter().map(|slot| (cookie_of(slot), slot)).collect();
+        let behind = rest.range(it.cookie + 1..);
+        let is_end = behind.clone().count() <= it.entries_max as usize;
+        let listed = behind.take(it.entries_max as usize).map(|(cookie, slot)| {
+            let entry = self.entry(slot.ino, it.with_attrs);
+            ListingEntry { name: slot.name.clone(), entry, cookie: *cookie }
+        });
+        Ok(Listing { entries: listed.collect(), is_end, parent: node.parent, shards: None, moved_below: 0 })
     }
 
     fn set_xattr(&mut self, it: &SetXattr) -> Result<(), Errno> {

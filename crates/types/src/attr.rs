@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ino, Layout};
+use crate::{Ino, Layout, Shards};
 
 /// What an inode is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -67,4 +67,7 @@ pub struct Attr {
     /// Where the bytes of a regular file live; `None` for other kinds, and for a file for which that is not decided yet: it
     /// has no bytes.
     pub layout: Option<Layout>,
+    /// Who holds the names of a directory that is spread over MDTs. Its `nlink`, `mtime` and `ctime` are then those of its head alone, and
+    /// the client merges what the others know.
+    pub shards: Option<Box<Shards>>,
 }

@@ -72,6 +72,7 @@ errnos! {
     EREMOTE = 66, "Object is remote";
     EPROTO = 71, "Protocol error";
     EOVERFLOW = 75, "Value too large for defined data type";
+    EREMCHG = 78, "Remote address changed";
     EOPNOTSUPP = 95, "Operation not supported";
     ETIMEDOUT = 110, "Connection timed out";
     ESTALE = 116, "Stale file handle";

@@ -78,9 +78,10 @@ pub(super) fn get(inode: &Inode, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>,
 /// Sets an ACL, or with one without entries removes it. Whether one may, must or must not be there is not asked: so it is with
 /// `setxattr(2)` of ACLs everywhere.
 pub(super) fn set(ns: &mut Namespace<'_>, request: &SetXattr) -> Result<(), OpError> {
-    let mut inode = ns.existing(request.ino)?;
-    let acl = Acl::decode(&request.value).map_err(|_| Errno::EINVAL)?;
     let is_access = request.name == ACL_ACCESS;
+    // What is made in a directory depends on both: an access ACL changes its permission bits.
+    let mut inode = ns.existing_with_shards(request.ino)?;
+    let acl = Acl::decode(&request.value).map_err(|_| Errno::EINVAL)?;
     match inode.kind() {
         FileKind::Symlink => return Err(Errno::EOPNOTSUPP.into()),
         FileKind::Directory => {}

@@ -9,7 +9,7 @@ use crate::namespace::{Directory, Namespace, OpError, Opened};
 use crate::record::{Body, Dentry, Inode, RegularFile};
 
 pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created, OpError> {
-    let mut parent = ns.directory(request.parent)?;
+    let mut parent = ns.directory_with(request.parent, &request.name)?;
     if let Some(dentry) = ns.dentry(request.parent, &request.name)? {
         return open_existing(ns, request, dentry);
     }

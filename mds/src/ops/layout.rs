@@ -64,7 +64,7 @@ pub(crate) fn get_layout(ns: &mut Namespace<'_>, request: &GetLayout) -> Result<
 }
 
 pub(crate) fn set_layout(ns: &mut Namespace<'_>, request: &SetLayout) -> Result<(), OpError> {
-    let mut inode = ns.existing(request.ino)?;
+    let mut inode = ns.existing_with_shards(request.ino)?;
     let wanted = match request.policy {
         Some(policy) => WantedLayout { policy, origin: LayoutOrigin::Own },
         None => WantedLayout { policy: ns.job_layout, origin: LayoutOrigin::Job },

@@ -9,7 +9,7 @@ use crate::txn::with_one_more_name;
 pub(crate) fn link(ns: &mut Namespace<'_>, request: &Link) -> Result<Attr, OpError> {
     ns.needs_here(request.ino)?;
     let inode = ns.existing(request.ino)?;
-    let mut parent = ns.directory(request.new_parent)?;
+    let mut parent = ns.directory_with(request.new_parent, &request.new_name)?;
     if inode.kind() == FileKind::Directory {
         return Err(Errno::EPERM.into());
     }

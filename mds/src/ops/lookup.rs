@@ -10,7 +10,7 @@ pub(crate) fn lookup(ns: &mut Namespace<'_>, request: &Lookup) -> Result<Entry, 
     match ns.dentry(request.parent, &request.name)? {
         Some(dentry) => entry(ns, dentry.ino, dentry.kind, true),
         None => {
-            ns.directory(request.parent)?;
+            ns.directory_with(request.parent, &request.name)?;
             Err(Errno::ENOENT.into())
         }
     }

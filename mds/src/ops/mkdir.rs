@@ -9,7 +9,7 @@ use crate::namespace::{Namespace, OpError, S_ISGID};
 use crate::record::Inode;
 
 pub(crate) fn mkdir(ns: &mut Namespace<'_>, request: &Mkdir) -> Result<Attr, OpError> {
-    let mut parent = ns.directory(request.parent)?;
+    let mut parent = ns.directory_with(request.parent, &request.name)?;
     if ns.dentry(request.parent, &request.name)?.is_some() {
         return Err(Errno::EEXIST.into());
     }
@@ -18,7 +18,7 @@ pub(crate) fn mkdir(ns: &mut Namespace<'_>, request: &Mkdir) -> Result<Attr, OpE
     }
     let inherited = acl::inherit(ns, &parent, true, request.mode, request.umask)?;
     let mode = inherited.mode | (parent.inode.mode & S_ISGID);
-    let body = Inode::directory(request.parent, parent.layout.inherited());
+    let body = Inode::directory(parent.head(), parent.layout.inherited());
     let inode = Inode::new(mode, request.uid, parent.group_for(request.gid), body, ns.now);
     let inode = inode.with_xattrs(inherited.count());
     let ino = ns.make_inode(&inode)?;

@@ -10,7 +10,7 @@ use crate::namespace::{Namespace, OpError};
 use crate::record::{Body, Inode};
 
 pub(crate) fn mknod(ns: &mut Namespace<'_>, request: &Mknod) -> Result<Attr, OpError> {
-    let mut parent = ns.directory(request.parent)?;
+    let mut parent = ns.directory_with(request.parent, &request.name)?;
     if ns.dentry(request.parent, &request.name)?.is_some() {
         return Err(Errno::EEXIST.into());
     }

@@ -5,6 +5,7 @@ use burstfs_types::Errno;
 
 use super::lookup::entry;
 use crate::namespace::{Namespace, OpError};
+use crate::record::Spread;
 
 /// The most entries of one reply.
 const ENTRIES_MAX: u32 = 1_024;
@@ -16,7 +17,7 @@ const ENTRY_BYTES: usize = 128;
 const OST_BYTES: usize = 3;
 
 pub(crate) fn readdir(ns: &mut Namespace<'_>, request: &Readdir) -> Result<Listing, OpError> {
-    let parent = ns.directory(request.ino)?.parent;
+    let directory = ns.directory(request.ino)?;
     if request.cookie >= 1 << 63 {
         return Err(Errno::EINVAL.into());
     }
@@ -37,5 +38,7 @@ pub(crate) fn readdir(ns: &mut Namespace<'_>, request: &Readdir) -> Result<Listi
         }
     }
     let is_end = entries.len() == found_count;
-    Ok(Listing { entries, is_end, parent })
+    let (parent, moved_below) = (directory.parent, directory.spread.moved_below());
+    let shards = if let Spread::Head(shards) = directory.spread { Some(*shards) } else { None };
+    Ok(Listing { entries, is_end, parent, shards, moved_below })
 }

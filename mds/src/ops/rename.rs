@@ -47,9 +47,9 @@ struct Parents {
 
 impl Parents {
     fn read(ns: &mut Namespace<'_>, request: &Rename) -> Result<Parents, OpError> {
-        let old = ns.directory(request.parent)?;
-        let is_one = request.parent == request.new_parent;
-        let other = if is_one { None } else { Some(ns.directory(request.new_parent)?) };
+        let old = ns.directory_with(request.parent, &request.name)?;
+        let new = ns.directory_with(request.new_parent, &request.new_name)?;
+        let other = if new.ino == old.ino { None } else { Some(new) };
         Ok(Parents { old, other })
     }
 

@@ -6,7 +6,7 @@ use burstfs_types::{Errno, FileKind, Ino};
 use crate::namespace::{Namespace, OpError};
 
 pub(crate) fn rmdir(ns: &mut Namespace<'_>, request: &Rmdir) -> Result<(), OpError> {
-    let mut parent = ns.directory(request.parent)?;
+    let mut parent = ns.directory_with(request.parent, &request.name)?;
     let dentry = ns.dentry(request.parent, &request.name)?.ok_or(Errno::ENOENT)?;
     if dentry.kind != FileKind::Directory {
         return Err(Errno::ENOTDIR.into());
@@ -21,6 +21,8 @@ pub(crate) fn rmdir(ns: &mut Namespace<'_>, request: &Rmdir) -> Result<(), OpErr
 /// Removes the inode of the empty directory `ino` of this MDT.
 pub(super) fn remove_inode(ns: &mut Namespace<'_>, ino: Ino) -> Result<(), OpError> {
     match ns.directory(ino) {
+        // Its shards are on other MDTs.
+        Ok(directory) if !directory.spread.others().is_empty() => Err(OpError::Several),
         Ok(directory) => ns.remove_directory(directory),
         // A name whose inode is gone breaks an invariant; removing the name heals it.
         Err(OpError::Errno(Errno::ENOENT)) => Ok(()),

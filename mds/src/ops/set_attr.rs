@@ -6,7 +6,7 @@ use burstfs_types::{Attr, FileKind, Ino, Timestamp};
 use crate::namespace::{Namespace, OpError, S_ISGID, S_ISUID, S_IXGRP};
 
 pub(crate) fn set_attr(ns: &mut Namespace<'_>, request: &SetAttr) -> Result<Attr, OpError> {
-    let old = ns.existing(request.ino)?;
+    let old = ns.existing_with_shards(request.ino)?;
     let mut new = old.clone();
     let time = |set: SetTime| match set {
         SetTime::Now => ns.now,

@@ -11,7 +11,7 @@ const SYMLINK_MODE: u16 = 0o777;
 
 pub(crate) fn symlink(ns: &mut Namespace<'_>, request: &Symlink) -> Result<Attr, OpError> {
     check_target(&request.target)?;
-    let mut parent = ns.directory(request.parent)?;
+    let mut parent = ns.directory_with(request.parent, &request.name)?;
     if ns.dentry(request.parent, &request.name)?.is_some() {
         return Err(Errno::EEXIST.into());
     }

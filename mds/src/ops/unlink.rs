@@ -6,7 +6,7 @@ use burstfs_types::{Errno, FileKind};
 use crate::namespace::{Namespace, OpError};
 
 pub(crate) fn unlink(ns: &mut Namespace<'_>, request: &Unlink) -> Result<(), OpError> {
-    let mut parent = ns.directory(request.parent)?;
+    let mut parent = ns.directory_with(request.parent, &request.name)?;
     let dentry = ns.dentry(request.parent, &request.name)?.ok_or(Errno::ENOENT)?;
     if dentry.kind == FileKind::Directory {
         return Err(Errno::EISDIR.into());

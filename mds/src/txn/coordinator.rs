@@ -42,7 +42,8 @@ struct Promises<'m> {
     /// What this MDT holds of its own.
     own: Option<Hold<'m>>,
     others: Vec<MdtIndex>,
-    attr: Option<Attr>,
+    /// What they have answered.
+    attrs: Vec<Attr>,
 }
 
 /// The answer to `R` out of a reply.
@@ -56,18 +57,19 @@ where
 impl Mdt {
     /// Runs a request that concerns several MDTs.
     pub(crate) async fn transact(&self, job: &Job<'_>) -> Result<MdsReply, Errno> {
-        for _ in 0..PLANS_MAX {
-            let (plan, _rename_lock) = self.plan(job.request).await?;
-            match self.carry_out(job, &plan).await {
+        for attempt in 0..PLANS_MAX {
+            let (plan, _rename_lock) = self.plan(job.request, attempt > 0).await?;
+            match self.carry_out(Some(job), &plan).await {
                 Err(Errno::EAGAIN) => {}
-                result => return result,
+                result => return result?.ok_or(Errno::EPROTO),
             }
         }
         tracing::error!(request = job.request.name(), "planned {PLANS_MAX} times and always overtaken");
         Err(Errno::EIO)
     }
 
-    async fn carry_out(&self, job: &Job<'_>, plan: &Plan) -> Result<MdsReply, Errno> {
+    /// Runs what was planned; `job` is the request that it is for, whose answer is given. EAGAIN when it was overtaken.
+    pub(crate) async fn carry_out(&self, job: Option<&Job<'_>>, plan: &Plan) -> Result<Option<MdsReply>, Errno> {
         let running = self.begin_transaction().map_err(|error| errno_of(&error))?;
         let (tx, now) = (running.tx, self.now());
         let mut promises = Promises::default();
@@ -100,20 +102,22 @@ impl Mdt {
     ) -> Result<(), Errno> {
         for (mdt, steps) in &plan.parts {
             if *mdt == self.index() {
-                promises.own = Some(self.promise_own(tx, now, steps).await?);
+                let (own, attrs) = self.promise_own(tx, now, steps).await?;
+                promises.own = Some(own);
+                promises.attrs.extend(attrs);
                 continue;
             }
             let oldest = self.txns.oldest().unwrap_or(tx);
             let request = PeerPrepare { tx, oldest, now, steps: steps.clone() };
             let Answer::<PeerPrepare>(attrs) = answer_of(self.ask_patiently(*mdt, &request.into()).await?)?;
             promises.others.push(*mdt);
-            promises.attr = attrs.into_iter().next().or(promises.attr.take());
+            promises.attrs.extend(attrs);
         }
         Ok(())
     }
 
-    /// Waits until what the own steps concern is free, checks them and holds it.
-    async fn promise_own(&self, tx: TxId, now: Timestamp, steps: &[Step]) -> Result<Hold<'_>, Errno> {
+    /// Waits until what the own steps concern is free, checks them and holds it; with what the answer needs.
+    async fn promise_own(&self, tx: TxId, now: Timestamp, steps: &[Step]) -> Result<(Hold<'_>, Vec<Attr>), Errno> {
         let needs = step::needs(steps, None);
         loop {
             let released = self.locks.released();
@@ -122,12 +126,12 @@ impl Mdt {
                 if locked.is_held_by_other(&needs, Some(tx)) {
                     None
                 } else {
-                    self.check_steps(&locked, now, steps, None).map_err(|error| errno_of(&error))?;
-                    Some(self.locks.hold(&mut locked, tx, &needs))
+                    let attrs = self.check_steps(&locked, now, steps, None).map_err(|error| errno_of(&error))?;
+                    Some((self.locks.hold(&mut locked, tx, &needs), attrs))
                 }
             };
             match promised {
-                Some(hold) => return Ok(hold),
+                Some(promised) => return Ok(promised),
                 None => released.await,
             }
         }
@@ -136,23 +140,25 @@ impl Mdt {
     /// The moment of the operation: own steps, the reply, and the decision are one batch.
     fn decide(
         &self,
-        job: &Job<'_>,
+        job: Option<&Job<'_>>,
         tx: TxId,
         now: Timestamp,
         plan: &Plan,
         promises: &Promises<'_>,
-    ) -> Result<MdsReply, Errno> {
-        let reply = plan::reply(job.request, promises.attr.clone())?;
-        let answered = promises.attr.as_ref().map(|attr| Named { ino: attr.ino, kind: attr.kind });
+    ) -> Result<Option<MdsReply>, Errno> {
+        let reply = job.map(|job| plan::reply(job.request, promises.attrs.last().cloned())).transpose()?;
+        let answered: Vec<Named> = promises.attrs.iter().map(|attr| Named { ino: attr.ino, kind: attr.kind }).collect();
         let own = plan.parts.get(&self.index()).map_or(&[][..], Vec::as_slice);
         let locked = self.locks.write(step::needs(own, None).inos());
-        if job.client.is_evicted() {
+        if job.is_some_and(|job| job.client.is_evicted()) {
             return Err(Errno::ESTALE);
         }
         let mut overlay = Overlay::new(&*self.engine);
-        let effects = self.apply_steps(&locked, &mut overlay, now, own, answered).map_err(|error| errno_of(&error))?;
-        if let Some(running) = job.running {
-            running.store(&mut overlay, job.request, &reply);
+        let effects = self.apply_steps(&locked, &mut overlay, now, own, &answered).map_err(|error| errno_of(&error))?;
+        if let (Some(job), Some(reply)) = (job, &reply)
+            && let Some(running) = job.running
+        {
+            running.store(&mut overlay, job.request, reply);
         }
         if !promises.others.is_empty() {
             overlay.put(key::committed(tx), encode(&promises.others));
@@ -164,6 +170,7 @@ impl Mdt {
             self.txns.unfinished.notify_waiters();
         }
         self.count(&effects);
+        self.note_growth(&effects, job.map(|job| job.client.id.node));
         Ok(reply)
     }
 
@@ -243,7 +250,7 @@ impl Mdt {
         overlay: &mut Overlay<'_>,
         now: Timestamp,
         steps: &[Step],
-        answered: Option<Named>,
+        answered: &[Named],
     ) -> Result<Effects, OpError> {
         self.with_steps(locked, overlay, now, |ns| steps.iter().try_for_each(|step| step::apply(ns, step, answered)))
             .map(|((), effects)| effects)

@@ -51,6 +51,7 @@ mod coordinator;
 mod participant;
 mod plan;
 mod resolver;
+pub(crate) mod spread;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -63,6 +64,7 @@ use tokio::sync::Notify;
 use crate::record::{decode, key};
 use crate::store::{Engine, StoreError, for_each};
 
+pub(crate) use plan::Plan;
 pub(crate) use step::with_one_more_name;
 
 /// The transactions that an MDT knows of.

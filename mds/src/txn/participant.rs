@@ -1,7 +1,8 @@
 //! The participant's side: a promise, and its end.
 
 use burstfs_proto::mds::{
-    MdsReply, MdsRequest, Named, PeerDecide, PeerLook, PeerOutcome, PeerParent, PeerPrepare, Step, TxId,
+    DirectoryPlace, Looked, MdsReply, MdsRequest, Named, PeerDecide, PeerLook, PeerOutcome, PeerParent, PeerPrepare,
+    Step, TxId,
 };
 use burstfs_types::{Attr, Errno, Ino, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
-    /// The directory that is not there yet; the steps have one each at most.
+    /// The directory, or shard of one, that is not there yet; the steps have one each at most.
     fn made(&self) -> Option<Named> {
         self.made.map(|ino| Named { ino, kind: burstfs_types::FileKind::Directory })
     }
@@ -50,11 +51,18 @@ impl Mdt {
         if stripe.is_name_promised(request.parent, &request.name) {
             return Err(Errno::EBUSY.into());
         }
-        self.with_namespace(|ns| {
-            ns.directory(request.parent)?;
+        let is_promised = stripe.is_promised(request.parent);
+        let looked = self.with_namespace(|ns| {
+            let directory = ns.directory_with(request.parent, &request.name)?.head();
             let dentry = ns.dentry(request.parent, &request.name)?;
-            Ok(MdsReply::PeerLook(dentry.map(|dentry| Named { ino: dentry.ino, kind: dentry.kind })))
-        })
+            let named = dentry.map(|dentry| Named { ino: dentry.ino, kind: dentry.kind });
+            Ok(MdsReply::PeerLook(Looked { named, directory }))
+        });
+        match looked {
+            // The name may be on its way here.
+            Err(OpError::Errno(Errno::EREMCHG)) if is_promised => Err(Errno::EBUSY.into()),
+            looked => looked,
+        }
     }
 
     fn parent_here(&self, request: &PeerParent) -> Result<MdsReply, OpError> {
@@ -63,7 +71,10 @@ impl Mdt {
             return Err(Errno::EBUSY.into());
         }
         self.with_namespace(|ns| match ns.directory(request.ino) {
-            Ok(directory) => Ok(MdsReply::PeerParent(directory.parent)),
+            Ok(directory) => {
+                let (parent, shards) = (directory.parent, directory.spread.others().to_vec());
+                Ok(MdsReply::PeerParent(DirectoryPlace { parent, shards }))
+            }
             Err(OpError::Errno(_)) => Err(Errno::ESTALE.into()),
             Err(error) => Err(error),
         })
@@ -73,8 +84,8 @@ impl Mdt {
     fn prepare(&self, request: &PeerPrepare) -> Result<Vec<Attr>, OpError> {
         let PeerPrepare { tx, oldest, now, steps } = request;
         self.txns.admit(*tx, *oldest)?;
-        let is_directory_made = steps.iter().any(|step| matches!(step, Step::MakeDirectory(_)));
-        let made = if is_directory_made { Some(self.inos.take(&*self.engine)?) } else { None };
+        let makes = |step: &Step| matches!(step, Step::MakeDirectory(_) | Step::MakeShard { .. });
+        let made = if steps.iter().any(makes) { Some(self.inos.take(&*self.engine)?) } else { None };
         let needs = step::needs(steps, made);
         let mut locked = self.locks.write(needs.inos());
         if let Some(intent) = self.intent(*tx)? {
@@ -114,7 +125,10 @@ impl Mdt {
         }
         overlay.delete(key::intent(tx));
         let effects = match request.is_commit {
-            true => Some(self.apply_steps(&locked, &mut overlay, intent.now, &intent.steps, intent.made())?),
+            true => {
+                let made: Vec<Named> = intent.made().into_iter().collect();
+                Some(self.apply_steps(&locked, &mut overlay, intent.now, &intent.steps, &made)?)
+            }
             false => None,
         };
         overlay.commit()?;

@@ -6,6 +6,7 @@
 use burstfs_proto::mds::{Becomes, Named, NewDirectory, Step};
 use burstfs_types::{Attr, Errno, FileKind, Ino, Name, limits};
 
+use super::spread;
 use crate::locks::Needs;
 use crate::namespace::{Directory, Namespace, OpError};
 use crate::record::{Body, Dentry, Inode};
@@ -16,8 +17,12 @@ pub(super) fn needs(steps: &[Step], made: Option<Ino>) -> Needs<'_> {
     for step in steps {
         match step {
             Step::Entry { parent, name, .. } => needs.names.push((*parent, name)),
-            Step::MakeDirectory(_) => needs.whole.extend(made),
-            Step::RemoveDirectory { ino }
+            Step::MakeDirectory(_) | Step::MakeShard { .. } => needs.whole.extend(made),
+            Step::Change { change, .. } => needs.whole.push(change.ino()),
+            Step::RemoveDirectory { ino, .. }
+            | Step::Spread { head: ino, .. }
+            | Step::GiveNames { head: ino, .. }
+            | Step::TakeNames { shard: ino, .. }
             | Step::Renamed { ino, .. }
             | Step::AddName { ino }
             | Step::DropName { ino } => needs.whole.push(*ino),
@@ -30,7 +35,7 @@ pub(super) fn needs(steps: &[Step], made: Option<Ino>) -> Needs<'_> {
 pub(super) fn check(ns: &mut Namespace<'_>, step: &Step, made: Option<Ino>) -> Result<Option<Attr>, OpError> {
     match step {
         Step::Entry { parent, name, was, .. } => {
-            ns.directory(*parent)?;
+            ns.directory_with(*parent, name)?;
             let is = ns.dentry(*parent, name)?.map(|dentry| dentry.ino);
             if is == *was { Ok(None) } else { Err(Errno::EAGAIN.into()) }
         }
@@ -38,8 +43,9 @@ pub(super) fn check(ns: &mut Namespace<'_>, step: &Step, made: Option<Ino>) -> R
             let ino = made.ok_or(Errno::ENOSPC)?;
             Ok(Some(new_directory(ns, new).attr(ino)))
         }
-        Step::RemoveDirectory { ino } => match ns.directory(*ino) {
+        Step::RemoveDirectory { ino, shards } => match ns.directory(*ino) {
             Ok(directory) if directory.entries > 0 => Err(Errno::ENOTEMPTY.into()),
+            Ok(directory) if directory.spread.others() != shards => Err(Errno::EAGAIN.into()),
             Ok(_) => Ok(None),
             Err(error) => Err(gone_is_changed(error)),
         },
@@ -48,6 +54,14 @@ pub(super) fn check(ns: &mut Namespace<'_>, step: &Step, made: Option<Ino>) -> R
             Ok(None)
         }
         Step::AddName { ino } => Ok(Some(with_one_more_name(ns, *ino)?.attr(*ino))),
+        Step::Change { change, shards } => spread::check_change(ns, change, shards),
+        Step::MakeShard { .. } => {
+            let ino = made.ok_or(Errno::ENOSPC)?;
+            Ok(spread::new_shard(ns, step).map(|inode| inode.attr(ino)))
+        }
+        Step::Spread { head, next_cookie, like, .. } => spread::check_spread(ns, *head, *next_cookie, like),
+        Step::GiveNames { head, piece } => spread::check_give(ns, *head, piece),
+        Step::TakeNames { shard, piece } => spread::check_take(ns, *shard, piece),
         // A name whose inode is gone breaks an invariant; removing the name heals it.
         Step::DropName { .. } => Ok(None),
     }
@@ -60,26 +74,27 @@ fn gone_is_changed(error: OpError) -> OpError {
     }
 }
 
-/// Does what was checked. `answered` is the inode of the check's answer: the participant's own, or for the coordinator that of a
-/// participant.
-pub(super) fn apply(ns: &mut Namespace<'_>, step: &Step, answered: Option<Named>) -> Result<(), OpError> {
+/// Does what was checked. `answered` are the inodes of the checks' answers: the participant's own, or for the coordinator those of
+/// all participants.
+pub(super) fn apply(ns: &mut Namespace<'_>, step: &Step, answered: &[Named]) -> Result<(), OpError> {
+    let answer = answered.last().copied();
     match step {
         Step::Entry { parent, name, becomes, .. } => {
             let named = match becomes {
                 Becomes::Nothing => None,
                 Becomes::Inode(named) => Some(*named),
-                Becomes::Answered => Some(answered.ok_or(Errno::EPROTO)?),
+                Becomes::Answered => Some(answer.ok_or(Errno::EPROTO)?),
             };
             change_entry(ns, *parent, name, named)
         }
         Step::MakeDirectory(new) => {
             let inode = new_directory(ns, new);
-            ns.fresh = answered.map(|named| named.ino);
+            ns.fresh = answer.map(|named| named.ino);
             let ino = ns.make_inode(&inode)?;
             new.xattrs.iter().for_each(|(name, value)| ns.put_xattr(ino, name, value.clone()));
             Ok(())
         }
-        Step::RemoveDirectory { ino } => {
+        Step::RemoveDirectory { ino, .. } => {
             let directory = ns.directory(*ino)?;
             ns.remove_directory(directory)
         }
@@ -90,6 +105,14 @@ pub(super) fn apply(ns: &mut Namespace<'_>, step: &Step, answered: Option<Named>
             Ok(())
         }
         Step::DropName { ino } => ns.drop_name(*ino),
+        Step::Change { change, .. } => spread::change(ns, change).map(drop),
+        Step::MakeShard { .. } => {
+            let ino = answer.ok_or(Errno::EPROTO)?.ino;
+            spread::make_shard(ns, ino, step)
+        }
+        Step::Spread { head, homes, next_cookie, .. } => spread::spread(ns, *head, homes, *next_cookie, answered),
+        Step::GiveNames { head, piece } => spread::give(ns, *head, piece),
+        Step::TakeNames { shard, piece } => spread::take(ns, *shard, piece),
     }
 }
 

@@ -200,6 +200,11 @@ impl Target for Instance {
         dead.into_iter().map(|mdt| MdtIndex::new(mdt as u16)).collect()
     }
 
+    fn split(&mut self, mdt: MdtIndex, steps: usize) {
+        let runtime = self.runtime.lock().unwrap();
+        runtime.block_on(self.mdt(usize::from(mdt.get())).split_pending(steps));
+    }
+
     fn destroyed(&self) -> BTreeSet<Ino> {
         let orphans = self.mdts.iter().flatten().flat_map(|mdt| mdt.orphans(None, usize::MAX).unwrap());
         orphans.map(|orphan| orphan.ino).collect()

@@ -55,6 +55,11 @@ impl Medium {
     }
 }
 
+/// So that whatever has a few names is split.
+pub fn split_early() -> MetadataPolicy {
+    MetadataPolicy { split_names: 2, split_contended_names: 1, split_shards: 3 }
+}
+
 pub fn config(mdt: u16, mdts: u16) -> MdtConfig {
     MdtConfig {
         mdt: MdtIndex::new(mdt),
@@ -65,6 +70,7 @@ pub fn config(mdt: u16, mdts: u16) -> MdtConfig {
         // With `auto` a file's layout depends on what other files were written by: that is for the tests of layouts.
         layout: LayoutPolicy::Local,
         has_ready_made: false,
+        policy: split_early(),
     }
 }
 

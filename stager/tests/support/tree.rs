@@ -86,6 +86,7 @@ impl LocalTree {
             mtime: time(meta.mtime(), meta.mtime_nsec()),
             ctime: time(meta.ctime(), meta.ctime_nsec()),
             layout: (kind == FileKind::Regular).then(|| Layout::on_one(ost)),
+            shards: None,
         }
     }
 

@@ -106,9 +106,9 @@ impl ClientFs {
         try_join_all(set).await.map(drop)
     }
 
-    /// Merges a glimpse of the objects into a regular file's attributes.
+    /// Merges into a regular file's attributes a glimpse of the objects, and into a directory's what its shards know.
     pub(super) async fn with_objects(&self, mut attr: Attr) -> Result<Attr, FsError> {
-        let Some(layout) = attr.layout.clone() else { return Ok(attr) };
+        let Some(layout) = attr.layout.clone() else { return self.with_shards(attr).await };
         let objects = self.glimpse(attr.ino, &layout).await?;
         merge(&mut attr, &layout, &objects);
         Ok(attr)
@@ -212,6 +212,7 @@ mod tests {
             mtime: time(10),
             ctime: time(30),
             layout: Some(Layout::new(1 << 16, vec![OstIndex::new(0), OstIndex::new(1)]).unwrap()),
+            shards: None,
         }
     }
 

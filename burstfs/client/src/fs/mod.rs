@@ -6,8 +6,8 @@
 //!
 //! Does not own state that could grow old: no attribute, entry or byte is kept between two calls, so what one node has
 //! been told is done, every other node sees. The exceptions are [`OpenFile`], which holds what never changes of an open
-//! file (its inode, and its layout once it is decided) a hint about set-id bits, and the names of
-//! those who have locks.
+//! file (its inode, and its layout once it is decided) a hint about set-id bits, the names of
+//! those who have locks, and how directories are spread over MDTs, where whoever is wrong is told so ([`shards`]).
 //!
 //! Invariants:
 //! - the bytes of a regular file are its objects' bytes; the size is the end of the last byte that any object holds;
@@ -32,6 +32,7 @@ mod layout;
 mod locks;
 mod namespace;
 mod remote;
+mod shards;
 mod statfs;
 mod targets;
 mod xattr;
@@ -42,7 +43,7 @@ use burstfs_types::{NodeIndex, OstIndex};
 
 pub use attr::AttrChange;
 pub use data::{FallocateRange, WriteData};
-pub use dir::{PlusEntry, PlusListing};
+pub use dir::{Listed, PlusEntry, PlusListing};
 pub use error::{AppendOrOffset, FsError};
 pub use file::OpenFile;
 pub use namespace::{Credentials, NewFile, NewSpecial, Opened};
@@ -52,6 +53,7 @@ pub use targets::{Node, Targets};
 
 use file::SetIdWatch;
 use locks::LockState;
+use shards::Spread;
 
 /// The file system, as the node `node` of the instance sees it.
 pub struct ClientFs {
@@ -59,12 +61,19 @@ pub struct ClientFs {
     node: NodeIndex,
     watch: Arc<SetIdWatch>,
     locks: Arc<LockState>,
+    spread: Arc<Spread>,
 }
 
 impl ClientFs {
     /// The file system over `targets`, for a client on `node`: new files live on that node's OST.
     pub fn new(targets: Targets, node: NodeIndex) -> ClientFs {
-        ClientFs { targets: Arc::new(targets), node, watch: Arc::default(), locks: Arc::default() }
+        ClientFs {
+            targets: Arc::new(targets),
+            node,
+            watch: Arc::default(),
+            locks: Arc::default(),
+            spread: Arc::default(),
+        }
     }
 
     /// This node.
@@ -80,6 +89,7 @@ impl ClientFs {
             node: self.node,
             watch: Arc::clone(&self.watch),
             locks: Arc::clone(&self.locks),
+            spread: Arc::clone(&self.spread),
         }
     }
 

@@ -58,9 +58,9 @@ pub struct Opened {
 impl ClientFs {
     /// What `name` in `parent` is.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
-        let request = Lookup { parent, name: Name::new(name)? };
+        let name = Name::new(name)?;
         loop {
-            let entry = self.targets.mds(parent.mdt(), request.clone()).await?;
+            let entry = self.at_name(parent, &name, |parent| Lookup { parent, name: name.clone() }).await?;
             let attr = match entry.attr {
                 Some(attr) => Ok(attr),
                 None => self.targets.mds(entry.ino.mdt(), GetAttr { ino: entry.ino }).await,
@@ -88,7 +88,7 @@ impl ClientFs {
             policy: new.policy,
         };
         let created = loop {
-            match self.targets.mds(parent.mdt(), request.clone()).await {
+            match self.at_name(parent, &request.name, |parent| Create { parent, ..request.clone() }).await {
                 Err(error) if error.errno() == Errno::EREMOTE => {
                     match self.open_elsewhere(parent, &request.name, new.truncate).await {
                         // Gone meanwhile: made, or found, anew.
@@ -108,7 +108,7 @@ impl ClientFs {
 
     /// Opens a file that a name stands for whose directory is on another MDT.
     async fn open_elsewhere(&self, parent: Ino, name: &Name, truncate: bool) -> Result<Opened, FsError> {
-        let entry = self.targets.mds(parent.mdt(), Lookup { parent, name: name.clone() }).await?;
+        let entry = self.at_name(parent, name, |parent| Lookup { parent, name: name.clone() }).await?;
         self.open_to_write(entry.ino, truncate).await
     }
 
@@ -169,41 +169,44 @@ impl ClientFs {
             uid: new.owner.uid,
             gid: new.owner.gid,
         };
-        self.targets.mds(parent.mdt(), request).await
+        self.at_name(parent, &request.name, |parent| Mknod { parent, ..request.clone() }).await
     }
 
     /// `mkdir(2)`.
     pub async fn mkdir(&self, parent: Ino, name: &[u8], mode: u16, owner: Credentials) -> Result<Attr, FsError> {
         let Credentials { uid, gid, umask } = owner;
         let request = Mkdir { parent, name: Name::new(name)?, mode, umask, uid, gid };
-        self.targets.mds(parent.mdt(), request).await
+        self.at_name(parent, &request.name, |parent| Mkdir { parent, ..request.clone() }).await
     }
 
     /// `unlink(2)`. The objects go when the last open file is closed; the MDS sees to it.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        self.targets.mds(parent.mdt(), Unlink { parent, name: Name::new(name)? }).await
+        let name = Name::new(name)?;
+        self.at_name(parent, &name, |parent| Unlink { parent, name: name.clone() }).await
     }
 
     /// `rmdir(2)`.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        self.targets.mds(parent.mdt(), Rmdir { parent, name: Name::new(name)? }).await
+        let name = Name::new(name)?;
+        self.at_name(parent, &name, |parent| Rmdir { parent, name: name.clone() }).await
     }
 
     /// `renameat2(2)`.
     pub async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Result<(), FsError> {
-        let request =
-            Rename { parent: from.0, name: Name::new(from.1)?, new_parent: to.0, new_name: Name::new(to.1)?, mode };
-        match self.targets.mds(from.0.mdt(), request.clone()).await {
-            // A directory gets another parent: MDT 0 has the rename lock.
-            Err(error) if error.errno() == Errno::EREMOTE => self.targets.mds(Ino::ROOT.mdt(), request).await,
-            result => result,
-        }
+        let (name, new_name) = (Name::new(from.1)?, Name::new(to.1)?);
+        let request = |parent, new_parent| {
+            let (name, new_name) = (name.clone(), new_name.clone());
+            Rename { parent, name, new_parent, new_name, mode }
+        };
+        // When a directory gets another parent MDT 0 has the rename lock.
+        self.at_names((from.0, &name), (to.0, &new_name), request).await
     }
 
     /// `link(2)`.
     pub async fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr, FsError> {
-        let request = Link { ino, new_parent, new_name: Name::new(new_name)? };
-        let attr = self.targets.mds(new_parent.mdt(), request).await?;
+        let new_name = Name::new(new_name)?;
+        let request = |new_parent| Link { ino, new_parent, new_name: new_name.clone() };
+        let attr = self.at_name(new_parent, &new_name, request).await?;
         self.with_objects(attr).await
     }
 
@@ -211,7 +214,7 @@ impl ClientFs {
     pub async fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Credentials) -> Result<Attr, FsError> {
         let request =
             Symlink { parent, name: Name::new(name)?, target: target.to_vec(), uid: owner.uid, gid: owner.gid };
-        self.targets.mds(parent.mdt(), request).await
+        self.at_name(parent, &request.name, |parent| Symlink { parent, ..request.clone() }).await
     }
 
     /// `readlink(2)`.

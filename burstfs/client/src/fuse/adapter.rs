@@ -32,7 +32,8 @@ use super::run::Runner;
 use super::session::FuseConfig;
 use super::signals::signalled;
 use crate::fs::{
-    AttrChange, ClientFs, Credentials, FallocateRange, FsError, NewFile, NewSpecial, Opened, RemoteError, WriteData,
+    AttrChange, ClientFs, Credentials, FallocateRange, FsError, Listed, NewFile, NewSpecial, Opened, RemoteError,
+    WriteData,
 };
 
 /// Entries and attributes are valid for no time: another node may change them at any moment.
@@ -593,7 +594,12 @@ impl Filesystem for Adapter {
         self.answer(
             reply,
             |core| async move { core.fs.readdir(convert::ino(ino)?, cookie, ENTRIES_MAX).await },
-            move |mut reply, listing| {
+            move |mut reply, listed| {
+                let Listed { listing, is_missing_names } = listed;
+                if is_missing_names && listing.is_end && listing.entries.is_empty() {
+                    // All that there still is has been told, and that it is not all, too.
+                    return reply.error(fuser::Errno::EIO);
+                }
                 let dots = [(DOT_COOKIE, ino, "."), (DOT_DOT_COOKIE, INodeNo(listing.parent.get()), "..")];
                 for (cookie, ino, name) in dots.into_iter().filter(|(cookie, ..)| *cookie > offset) {
                     if reply.add(ino, cookie, FileType::Directory, name) {

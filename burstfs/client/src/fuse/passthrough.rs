@@ -386,6 +386,7 @@ mod tests {
             mtime: time,
             ctime: time,
             layout,
+            shards: None,
         }
     }
 

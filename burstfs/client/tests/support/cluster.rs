@@ -23,7 +23,7 @@ use burstfs_proto::hello::Role;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
 use burstfs_proto::oss::{List, OssReply, OssRequest, Remove, Statfs};
 use burstfs_proto::service::{Bulk, Caller, MetadataService, NoBulk, ObjectService};
-use burstfs_types::{ClientId, Errno, Ino, InstanceId, LayoutPolicy, MdtIndex, NodeIndex, OstIndex};
+use burstfs_types::{ClientId, Errno, Ino, InstanceId, LayoutPolicy, MdtIndex, MetadataPolicy, NodeIndex, OstIndex};
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
@@ -62,11 +62,21 @@ impl Cluster {
         Cluster::build(nodes, LayoutPolicy::Local, parent)
     }
 
+    /// An instance whose directories are split as soon as they have a few names.
+    pub(crate) fn that_splits(nodes: usize) -> Cluster {
+        let policy = MetadataPolicy { split_names: 8, split_contended_names: 4, split_shards: 16 };
+        Cluster::build_with(nodes, (LayoutPolicy::default(), policy), &std::env::temp_dir())
+    }
+
     fn build(nodes: usize, layout: LayoutPolicy, parent: &Path) -> Cluster {
+        Cluster::build_with(nodes, (layout, MetadataPolicy::default()), parent)
+    }
+
+    fn build_with(nodes: usize, policies: (LayoutPolicy, MetadataPolicy), parent: &Path) -> Cluster {
         let runtime = Runtime::new().unwrap();
         let directory = tempfile::tempdir_in(parent).unwrap();
         let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
-        let built = runtime.block_on(async { Builder::new((nodes, layout), network, &directory).await });
+        let built = runtime.block_on(async { Builder::new((nodes, policies), network, &directory).await });
         Cluster {
             clients: built.clients,
             mdts: built.mdts,
@@ -170,7 +180,11 @@ struct Builder {
 }
 
 impl Builder {
-    async fn new((nodes, layout): (usize, LayoutPolicy), network: Arc<dyn Transport>, directory: &TempDir) -> Builder {
+    async fn new(
+        (nodes, policies): (usize, (LayoutPolicy, MetadataPolicy)),
+        network: Arc<dyn Transport>,
+        directory: &TempDir,
+    ) -> Builder {
         let batches = Arc::<AtomicUsize>::default();
         let realm = Realm::new();
         let instance = InstanceId::new("test", 1, 0).unwrap();
@@ -178,7 +192,7 @@ impl Builder {
         let mut counted = Vec::new();
         for node in 0..nodes {
             let peer = Arc::new(ChannelPeers::default());
-            let mdt = open_mdt((node, nodes), layout, peer.clone());
+            let mdt = open_mdt((node, nodes), policies, peer.clone());
             let options = Options { capacity_bytes: CAPACITY, open_files_max: 256 };
             let ost = Arc::new(Ost::open(&directory.path().join(format!("ost{node}")), options).unwrap());
             let listener = network.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
@@ -212,6 +226,8 @@ impl Builder {
             peers[node].channels.get_or_init(|| addresses.iter().map(|address| client.channel(*address)).collect());
             let (mdt, remover) = (mdts[node].clone(), Remover(osts.clone()));
             tokio::spawn(async move { mdt.run_destroyer(&remover).await });
+            let mdt = mdts[node].clone();
+            tokio::spawn(async move { mdt.run_splitter().await });
             for peer in (0..nodes).filter(|peer| *peer != node) {
                 let mdt = mdts[node].clone();
                 tokio::spawn(async move { mdt.run_resolver(MdtIndex::new(peer as u16)).await });
@@ -222,7 +238,11 @@ impl Builder {
     }
 }
 
-fn open_mdt((node, nodes): (usize, usize), layout: LayoutPolicy, peers: Arc<ChannelPeers>) -> Arc<Mdt> {
+fn open_mdt(
+    (node, nodes): (usize, usize),
+    (layout, policy): (LayoutPolicy, MetadataPolicy),
+    peers: Arc<ChannelPeers>,
+) -> Arc<Mdt> {
     let config = MdtConfig {
         mdt: MdtIndex::new(node as u16),
         mdts: nodes as u16,
@@ -231,6 +251,7 @@ fn open_mdt((node, nodes): (usize, usize), layout: LayoutPolicy, peers: Arc<Chan
         root_mode: 0o777,
         layout,
         has_ready_made: false,
+        policy,
     };
     let engine = Arc::new(MemoryEngine::new());
     Arc::new(Mdt::open(config, engine, peers, Arc::new(SystemClock)).unwrap())
