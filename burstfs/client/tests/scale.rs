@@ -19,7 +19,7 @@ use support::cluster::Cluster;
 use support::mount::{Mounted, own_namespace};
 
 const LEVELS: usize = 1_000;
-const NAMES: usize = 4_000;
+const NAMES: usize = 1_500;
 
 fn mounts(cluster: &Cluster) -> [Mounted; 2] {
     [0, 1].map(|node| Mounted::new(cluster.client(node), None, cluster.runtime()))

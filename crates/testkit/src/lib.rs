@@ -2,4 +2,5 @@
 //!
 //! A dev-dependency only: nothing that is installed contains it.
 
+pub mod decoding;
 pub mod namespace_model;
