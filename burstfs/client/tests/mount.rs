@@ -599,3 +599,18 @@ fn a_session_ends_with_its_mount_and_closes_what_was_open() {
     }
     assert!(matches!(there.unmount(MntFlags::empty()), SessionEnd::Unmounted));
 }
+
+#[test]
+fn what_is_not_there_says_so() {
+    let ([here, _there], _cluster) = mounts::<2>();
+    let unnamed = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(here.path());
+    assert_eq!(errno(unnamed), Some(Errno::EOPNOTSUPP));
+    fs::write(here.join("f"), b"0123456789").unwrap();
+    let (source, target) = (File::open(here.join("f")).unwrap(), File::create(here.join("g")).unwrap());
+    assert_eq!(rustix::fs::ioctl_getflags(&source).unwrap_err(), rustix::io::Errno::NOTTY);
+    assert_eq!(rustix::fs::copy_file_range(&source, Some(&mut 2), &target, Some(&mut 0), 5).unwrap(), 5);
+    assert_eq!(fs::read(here.join("g")).unwrap(), b"23456");
+    rustix::fs::syncfs(&target).unwrap();
+    let statx = rustix::fs::statx(CWD, here.join("f"), AtFlags::empty(), rustix::fs::StatxFlags::ALL).unwrap();
+    assert_eq!((statx.stx_size, statx.stx_mask & rustix::fs::StatxFlags::BTIME.bits()), (10, 0));
+}
