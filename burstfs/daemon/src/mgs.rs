@@ -164,11 +164,12 @@ impl MgsDriver {
 
     /// Starts the work of one direction; until then askers wait. What cannot be done, and all records, go to `sink`.
     pub(crate) fn seed(&self, direction: Direction, items: Vec<Item>, sink: Arc<dyn StageSink>) {
+        // Under this lock: a node that is lost from here on finds the queue, or it would be waited for without end.
+        let mut stages = self.lock_stages();
         let (lost, nodes) = {
             let mgs = self.lock();
             (mgs.lost(), mgs.status().hosts.len())
         };
-        let mut stages = self.lock_stages();
         let mut queue = Queue::new(stages.first_id, nodes);
         lost.into_iter().for_each(|node| drop(queue.lose(node)));
         let undoable = queue.push(items);
