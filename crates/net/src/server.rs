@@ -108,7 +108,7 @@ pub fn serve(listener: Box<dyn Listener>, config: ServerConfig, handler: Arc<dyn
         log: LogGate::default(),
     });
     let accepting = tokio::spawn(shared.clone().accept(listener));
-    ServerHandle { address, shared, stop, accepting }
+    ServerHandle { address, shared, stop, accepting: tokio::sync::Mutex::new(accepting) }
 }
 
 /// A running server; stops at once when dropped.
@@ -116,7 +116,7 @@ pub struct ServerHandle {
     address: SocketAddr,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    accepting: tokio::sync::Mutex<JoinHandle<()>>,
 }
 
 impl ServerHandle {
@@ -142,10 +142,13 @@ impl ServerHandle {
 
     /// Takes no more connections and requests, lets those that run end and their replies go out, and closes. The address is
     /// free when it returns.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(&self) {
         self.stop.send_replace(true);
-        // An error is a panic of the accept loop, which has then ended too.
-        let _ = (&mut self.accepting).await;
+        let mut accepting = self.accepting.lock().await;
+        if !accepting.is_finished() {
+            // An error is a panic of the accept loop, which has then ended too.
+            let _ = (&mut *accepting).await;
+        }
     }
 
     fn disconnect_where(&self, chosen: impl Fn(&Peer) -> bool) {
@@ -157,7 +160,7 @@ impl ServerHandle {
 
 impl Drop for ServerHandle {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accepting.get_mut().abort();
     }
 }
 
