@@ -111,6 +111,7 @@ fn check(spec: &JobSpec, config: &Path, user: &Values) -> Result<JobSpec, SpecEr
     let failed = |failure: burstfs_types::Failure| SpecError::new(failure.code, failure.message);
     let config = SiteConfig::load(config).map_err(|error| failed(error.failure()))?;
     check_capacity(spec, &config)?;
+    check_retain(spec, &config)?;
     let spec = spec.bind(user)?;
     for stage in &spec.stage_in {
         check_bound(stage.source.variables().chain(stage.destination.variables()))?;
@@ -136,6 +137,18 @@ fn check_capacity(spec: &JobSpec, config: &SiteConfig) -> Result<(), SpecError> 
     }
     let message = format!("{asked} is more than this site allows, {max} on each node; ask for less");
     Err(SpecError::new(Code::CapacityTooLarge, message))
+}
+
+fn check_retain(spec: &JobSpec, config: &SiteConfig) -> Result<(), SpecError> {
+    let max = config.drain.retain_max;
+    match spec.stage_out.iter().map(|stage| stage.retain).find(|retain| retain.as_duration() > max) {
+        None => Ok(()),
+        Some(retain) => {
+            let max = max.as_secs();
+            let message = format!("retain={retain} is longer than this site keeps what cannot be drained, {max} s");
+            Err(SpecError::new(Code::BadValue, message))
+        }
+    }
 }
 
 fn check_bound(mut variables: impl Iterator<Item = Variable>) -> Result<(), SpecError> {

@@ -64,6 +64,8 @@ pub struct SiteConfig {
     pub timeouts: Timeouts,
     /// How metadata is spread over the nodes of a job.
     pub metadata: MetadataPolicy,
+    /// What becomes of a node while a job's output is drained, and when it cannot be.
+    pub drain: Drain,
     /// By name: `create` keys that a job asks for with one word.
     pub profiles: BTreeMap<String, Profile>,
 }
@@ -115,6 +117,37 @@ pub struct Timeouts {
     pub silence: Duration,
 }
 
+/// `[drain]`
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// Whether the nodes wait for the drain.
+    pub node: DrainNode,
+    /// How long what cannot be drained is tried again before it is held and the node returned.
+    #[serde(with = "values::duration")]
+    pub retry: Duration,
+    /// The most that a job may ask for with `retain`.
+    #[serde(with = "values::duration")]
+    pub retain_max: Duration,
+}
+
+/// What a node does while output is drained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrainNode {
+    /// The epilog waits: the node has no other job meanwhile, and dependent jobs find the output drained.
+    #[default]
+    Wait,
+    /// The epilog returns at once: the drain goes on beside the node's next job.
+    Return,
+}
+
+impl Default for Drain {
+    fn default() -> Drain {
+        Drain { node: DrainNode::Wait, retry: Duration::from_secs(30), retain_max: Duration::from_secs(7 * 86_400) }
+    }
+}
+
 impl Default for SiteConfig {
     fn default() -> SiteConfig {
         SiteConfig {
@@ -128,6 +161,7 @@ impl Default for SiteConfig {
             network: Network::default(),
             timeouts: Timeouts::default(),
             metadata: MetadataPolicy::default(),
+            drain: Drain::default(),
             profiles: BTreeMap::new(),
         }
     }
@@ -222,6 +256,9 @@ impl SiteConfig {
         let shards = self.metadata.split_shards;
         if !(2..=SHARDS_MAX).contains(&usize::from(shards)) {
             return Some(("split_shards", format!("a directory is spread over 2 to {SHARDS_MAX} nodes, not {shards}")));
+        }
+        if self.drain.retain_max < Duration::from_secs(1) {
+            return Some(("retain_max", "nothing could be kept at all; say for instance \"7days\"".to_owned()));
         }
         self.profiles.keys().find_map(|name| Some(("profiles", profile::check_name(name).err()?)))
     }

@@ -14,6 +14,7 @@
 
 mod accumulator;
 mod create;
+mod duration;
 mod error;
 mod filter;
 mod glob;
@@ -30,6 +31,7 @@ mod words;
 
 pub use accumulator::{Accumulator, NoProfiles, ProfileError, Profiles};
 pub use create::{Capacity, Create, CreateItems, FOREIGN_VARIABLES};
+pub use duration::TimeSpan;
 pub use error::{Place, SpecError};
 pub use filter::{Filter, FilterAction, Filters};
 pub use glob::{Glob, GlobName};

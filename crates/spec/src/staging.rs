@@ -6,6 +6,7 @@ use burstfs_types::Code;
 use serde::{Deserialize, Serialize};
 
 use crate::create::unknown_key;
+use crate::duration::TimeSpan;
 use crate::error::{Fault, SpecError};
 use crate::filter::{Filter, FilterAction, Filters};
 use crate::lex::Text;
@@ -202,6 +203,8 @@ pub struct StageOut {
     /// How fast, at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bwlimit: Option<Rate>,
+    /// How long what could not be drained is kept on the nodes.
+    pub retain: TimeSpan,
 }
 
 /// Where the copy of `source` goes, by rsync's rules: a source that ends with `/` is copied as `destination` itself; a
@@ -232,8 +235,7 @@ const COMMON_KEYS: [&str; 12] = [
     "update",
     "bwlimit",
 ];
-const OUT_KEYS: [&str; 2] = ["on", "atomic"];
-const LATER_KEYS: [&str; 1] = ["retain"];
+const OUT_KEYS: [&str; 3] = ["on", "atomic", "retain"];
 const LATER_OUT_KEYS: [&str; 1] = ["deadline"];
 
 /// The items of one stage directive until all have been read.
@@ -255,7 +257,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn push(&mut self, key: &'a Text, value: &'a Text) -> Result<(), Fault> {
         let name = key.plain();
         let name = name.as_str();
-        let is_later = LATER_KEYS.contains(&name) || (self.is_out && LATER_OUT_KEYS.contains(&name));
+        let is_later = self.is_out && LATER_OUT_KEYS.contains(&name);
         let is_out_only = OUT_KEYS.contains(&name) || LATER_OUT_KEYS.contains(&name);
         let is_built = COMMON_KEYS.contains(&name) || (self.is_out && OUT_KEYS.contains(&name));
         if !is_later && !is_built {
@@ -264,7 +266,7 @@ impl<'a> Draft<'a> {
                 return Err(Fault::new(Code::UnknownKey, &key.span, message));
             }
             let out = if self.is_out { [OUT_KEYS.as_slice(), &LATER_OUT_KEYS].concat() } else { Vec::new() };
-            return Err(unknown_key(key, self.verb(), COMMON_KEYS.into_iter().chain(LATER_KEYS).chain(out)));
+            return Err(unknown_key(key, self.verb(), COMMON_KEYS.into_iter().chain(out)));
         }
         if is_later {
             return Err(not_built(key, &format!("the key \"{name}\"")));
@@ -372,6 +374,7 @@ impl<'a> Draft<'a> {
             update: self.word("update")?,
             filters: self.filters()?,
             bwlimit: self.bwlimit()?,
+            retain: self.find("retain").map_or(Ok(TimeSpan::DAY), |value| TimeSpan::parse("retain", value))?,
         })
     }
 
@@ -464,7 +467,7 @@ impl StageOut {
     pub(crate) fn to_directive(&self) -> String {
         format!(
             "stage_out source={} destination={} type={} when={} on={} on_error={} preserve={} verify={} atomic={} \
-             update={}{}",
+             update={}{} retain={}",
             self.source.to_directive(),
             self.destination.to_directive(),
             self.entry_type,
@@ -475,7 +478,8 @@ impl StageOut {
             self.verify,
             self.atomic,
             self.update,
-            optional_keys(self.list.as_ref(), &self.filters, self.bwlimit)
+            optional_keys(self.list.as_ref(), &self.filters, self.bwlimit),
+            self.retain
         )
     }
 }

@@ -185,7 +185,7 @@ fn what_is_not_built_is_refused_as_such() {
     ] {
         refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);
     }
-    for (item, marked) in [("on_error=warn", "warn"), ("retain=24h", "retain")] {
+    for (item, marked) in [("on_error=warn", "warn")] {
         refused(&[&format!("stage_in source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
     }
@@ -201,6 +201,16 @@ fn what_is_not_built_is_refused_as_such() {
     ] {
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
     }
+}
+
+#[test]
+fn retain_is_a_duration_of_stage_out() {
+    for text in ["0s", "1", "24", "soon", "1ms", "20years"] {
+        refused(&[&format!("stage_out source=/a destination=/b retain={text}")], Code::BadValue, text);
+    }
+    refused(&["stage_in source=/a destination=/b retain=24h"], Code::UnknownKey, "retain");
+    let short = spec(&["4TiB stage_out=/out/:/lus/run-%j"]);
+    assert_eq!(short.stage_out[0].retain.as_secs(), 86_400);
 }
 
 #[test]
@@ -223,13 +233,14 @@ fn what_is_built_is_taken() {
         "stage_in source=/a destination=/b type=directory when=before on_error=fail preserve=mode,times verify=size \
          update=all",
         "stage_out source=/a destination=/c type=auto when=end on=always on_error=hold preserve=all verify=none \
-         atomic=none update=changed",
+         atomic=none update=changed retain=2days",
     ]);
     let stage = &all.stage_in[0];
     assert_eq!((stage.entry_type, stage.verify, stage.update), (EntryType::Directory, Verify::Size, Update::All));
     let kept: Vec<Preserve> = stage.preserve.iter().collect();
     assert_eq!(kept, [Preserve::Mode, Preserve::Times]);
     assert_eq!(all.stage_out[0].preserve, PreserveSet::ALL);
+    assert_eq!(all.stage_out[0].retain.as_secs(), 2 * 86_400);
     let quoted = spec(&["stage_in,source=/a,destination=/b,preserve='mode,times'"]);
     assert_eq!(quoted.stage_in[0].preserve, stage.preserve);
 }
@@ -379,7 +390,7 @@ fn canonical_json_is_stable() {
         r#""update":"changed"}],"#,
         r#""stage_out":[{"source":"/out/","destination":"/lus/run-%j","type":"auto","when":"end","on":"always","#,
         r#""on_error":"hold","preserve":["mode","times","owner","acl","xattr","symlinks","hardlinks","sparse"],"#,
-        r#""verify":"checksum","atomic":"file","update":"changed"}]}"#,
+        r#""verify":"checksum","atomic":"file","update":"changed","retain":86400}]}"#,
     );
     assert_eq!(json, expected);
 }

@@ -108,29 +108,35 @@ codes! {
         "The instance's capacity is smaller than what stage_in brings. Ask for more with capacity=.";
     RdmaMissing = 211, "RDMA was asked for and is not to be had",
         "transport=rdma was asked for, and a node has no RDMA device that serves its address, no active port, no right or no locked memory for it, or a burstfs without RDMA. The message says which. Ask for transport=auto, which uses TCP there; docs/rdma.md says what RDMA needs.";
+    NvmeHeld = 212, "data of earlier jobs takes the node's room",
+        "Output of earlier jobs that could not be drained is kept on the node for a while, and with it there is not enough room for this job's share. The message says how much there is, whose data it is and until when it is kept. Ask for less, or for other nodes; `burstfs resume` of those jobs makes room, and so does, for good, an administrator's `burstfs-node gc`.";
 
     DaemonRestarted = 301, "burstfsd was restarted",
         "The daemon of a node ended while the job ran and was started again. Files that were open on that node answer ENOTCONN; everything that a system call had completed is there.";
     DaemonLost = 302, "burstfsd keeps failing",
         "The daemon of a node ended several times in a row and is not started again until the job's end.";
     NodeLost = 303, "a node of the instance was lost",
-        "Nothing was heard of the node for the time-out that burstfs.toml names silence. What needs it answers EIO at once; the rest of the instance goes on, and the receipt of the drain names what is missing. If the node comes back, it keeps its part until an administrator removes it with `burstfs-node gc`.";
+        "Nothing was heard of the node for the time-out that burstfs.toml names silence. What needs it answers EIO at once; the rest of the instance goes on, and the receipt of the drain names what is missing. If the node comes back, its part is drained as well, if that had been written to its disk before; else the receipt goes on saying INCOMPLETE, since nobody can know what was lost.";
 
     DrainFailed = 401, "stage_out failed for some files",
         "The receipt names each of them with the reason. What could not be drained is kept on the nodes.";
     DrainIncomplete = 402, "not everything could be drained",
-        "A node was lost, or its daemon could not be brought back. The receipt names what is missing.";
-    ReceiptFailed = 403, "the receipt could not be written",
-        "The directory of the job's output cannot be written. The drain itself is not affected.";
+        "A node was lost, or its daemon could not be brought back, or the drain made no progress for the site's limit. The receipt names what is missing. What is there is kept on the nodes until the time in the message; when the node is back, or the file system answers again, `burstfs resume JOBID` goes on.";
+    DrainNoSpace = 403, "stage_out found no room at its destination",
+        "The destination's file system is full, or the quota there is used up. What could not be drained is kept on the nodes until the time in the message and tried again from time to time. Make room, then `burstfs resume JOBID` goes on at once, from where it stopped.";
     OutputMissing = 404, "the source of a stage_out is not there",
         "The job ended without making the path that stage_out names.";
+    ReceiptFailed = 405, "the receipt could not be written",
+        "The directory of the job's output cannot be written. The drain itself is not affected.";
 
     UnmountFailed = 501, "the mount could not be removed",
         "Processes outside the job hold it. It was detached and its connection aborted.";
     CleanFailed = 502, "the node's data could not be removed",
         "The NVMe answered an error while the instance's directory was removed. `burstfs-node recover` tries again.";
     Held = 503, "data is kept on the node",
-        "Something could not be drained; the instance's directory is kept. An administrator can remove it with `burstfs-node gc`.";
+        "Something could not be drained; the instance's data is kept on the node until the time in the message (retain= of stage_out), and the drain is tried again from time to time where that can help. `burstfs resume JOBID` tries at once, `burstfs status` and `burstfs-node list` show it; an administrator can remove it with `burstfs-node gc`.";
+    HeldRemoved = 504, "kept data was removed",
+        "What could not be drained was kept for as long as retain= of stage_out says, and was then removed from the nodes. The receipt names what is missing at the destination.";
 
     Internal = 601, "a bug in burstfs",
         "Something that cannot happen did. Please report it with the logs.";

@@ -29,6 +29,8 @@ fn mistakes_are_refused_by_sbatch() -> Result<()> {
         refuses(s, &["capacity=100MiB", "stage_in source=in destination=/in"], &["E107"])?;
         refuses(s, &["capacity=100MiB", "stage_out source=/../x destination=/pfs/alice/x"], &["E107"])?;
         refuses(s, &["capacity=100MiB layout=striped:count=0"], &["E103", "number of stripes"])?;
+        let long = "stage_out source=/out destination=/pfs/alice/out retain=99days";
+        refuses(s, &["capacity=100MiB", long], &["E103", "longer than this site keeps"])?;
         refuses(s, &["capacity=100MiB mode=private"], &["E108"])?;
         let stage = "stage_in source=/pfs/alice destination=/in";
         for (item, code) in [("bwlimit=5", "E104"), ("exclude=[a", "E103"), ("type=list", "E106"), ("includ=x", "E102")]
