@@ -71,11 +71,13 @@ impl<'a> Scenario<'a> {
     /// A `burstfsd` is killed: its supervisor says so, and so does its broker, if it had answers for it.
     pub fn allow_killed_daemon(&mut self) {
         self.allow("E301: burstfsd ended: killed by signal 9");
+        self.allow("E301: burstfsd ended while it drained: killed by signal 9");
         self.allow("burstfsd ended without having heard of all files that it had registered");
     }
 
-    /// A supervisor is killed: its `burstfsd` says so.
+    /// A supervisor is killed: its `burstfsd` says so, and that the broker went with it.
     pub fn allow_killed_supervisor(&mut self) {
+        self.allow("burstfs-node's broker is gone");
         self.allow("the supervisor is gone; this daemon goes on serving");
     }
 

@@ -384,7 +384,7 @@ fn canonical_json_is_stable() {
     let json = spec(&["4TiB stage_in=/lus/me/in/:/in stage_out=/out/:/lus/run-%j"]).to_json().unwrap();
     let expected = concat!(
         r#"{"version":1,"create":{"capacity":{"total":4398046511104},"name":"job","mode":"shared","layout":"auto","#,
-        r#""servers":"all","redundancy":"none","tolerate":0,"on_full":"enospc","requeue":"fresh","transport":"auto"},"#,
+        r#""servers":"all","redundancy":"none","tolerate":0,"on_full":"enospc","requeue":"fresh","transport":"auto","tmpdir":"no","compat":"none"},"#,
         r#""stage_in":[{"source":"/lus/me/in/","destination":"/in","type":"auto","when":"before","on_error":"fail","#,
         r#""preserve":["mode","times","owner","acl","xattr","symlinks","hardlinks","sparse"],"verify":"checksum","#,
         r#""update":"changed"}],"#,
