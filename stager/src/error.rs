@@ -132,6 +132,33 @@ impl EntryError {
     }
 }
 
+/// What can help against an error once it was tried again in vain: what to tell the user.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Cure {
+    /// Nothing that this stager knows of.
+    None,
+    /// Time, or an administrator: the file system has failed.
+    Wait,
+    /// Permission.
+    Permit,
+    /// Room, or quota.
+    MakeRoom,
+}
+
+impl Cure {
+    pub(crate) fn of(errno: Option<i32>) -> Cure {
+        match errno.and_then(|raw| Errno::ALL.iter().find(|known| known.raw() == raw)) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => Cure::MakeRoom,
+            Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => Cure::Permit,
+            // The entry itself is what the target cannot take.
+            Some(Errno::ENAMETOOLONG | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EFBIG) => Cure::None,
+            Some(_) => Cure::Wait,
+            None if errno.is_some() => Cure::Wait,
+            None => Cure::None,
+        }
+    }
+}
+
 /// Interruptions and lost connections pass; an I/O error of a parallel file system may have been a failover; no space,
 /// no quota and no permission do not change by asking again.
 fn again(errno: OsError) -> Again {
@@ -153,5 +180,10 @@ mod tests {
         assert_eq!(error.again(), Again::Never);
         assert_eq!(EntryError::source("read")(Errno::ESTALE.into()).again(), Again::Often);
         assert_eq!(EntryError::source("read")(Errno::EIO.into()).again(), Again::Once);
+        assert_eq!([28, 122].map(|errno| Cure::of(Some(errno))), [Cure::MakeRoom; 2]);
+        assert_eq!(
+            [Some(13), Some(5), Some(107), Some(36), None].map(Cure::of),
+            [Cure::Permit, Cure::Wait, Cure::Wait, Cure::None, Cure::None]
+        );
     }
 }

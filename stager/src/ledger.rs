@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burstfs_proto::stage::{Direction, Item};
-use burstfs_types::{Code, Errno, Failure, Ino};
+use burstfs_types::{Code, Errno, Failure, Ino, amount};
 use thiserror::Error;
 
 use crate::drain::permitted;
 use crate::engine::Done;
-use crate::error::EntryError;
+use crate::error::{Cure, EntryError};
 use crate::item::{self, DirectoryDone, EntryKind, EntryRecord, EntryState, Kept, Record, Step, Work, join};
 use crate::job::StageJob;
 use crate::journal::{frame_bytes, read_frame};
@@ -39,6 +39,8 @@ pub struct Outcome {
     pub failure: Option<Failure>,
     /// What is missing, in words.
     pub reasons: Vec<String>,
+    /// What can help; where several errors came, against the one that is most easily helped.
+    pub cure: Cure,
 }
 
 /// Figures over all entries.
@@ -51,6 +53,8 @@ pub(crate) struct Totals {
     pub(crate) not_attempted: u64,
     pub(crate) bytes_copied: u64,
     pub(crate) bytes_unchanged: u64,
+    /// Of what failed or was not attempted, as far as it is known.
+    pub(crate) bytes_missing: u64,
     /// In the order of [`NOT_KEPT_WORDS`].
     pub(crate) not_kept: [u64; NOT_KEPT_WORDS.len()],
 }
@@ -96,7 +100,9 @@ pub(crate) struct Inner {
     pub(crate) tallies: Vec<Tally>,
     pub(crate) totals: Totals,
     first_failure: Option<String>,
-    has_no_space: bool,
+    cure: Cure,
+    /// The directive and the errno of the first that found no room.
+    no_room: Option<(u16, i32)>,
     problem: Option<String>,
     pub(crate) reasons: Vec<String>,
     pub(crate) is_complete: bool,
@@ -122,7 +128,8 @@ impl Ledger {
             tallies: vec![Tally::default(); jobs.len()],
             totals: Totals::default(),
             first_failure: None,
-            has_no_space: false,
+            cure: Cure::None,
+            no_room: None,
             problem: None,
             reasons: Vec::new(),
             is_complete: false,
@@ -179,7 +186,7 @@ impl Ledger {
         inner.close(&self.jobs);
         inner.is_complete = inner.reasons.is_empty();
         let failure = (!inner.is_complete).then(|| inner.failure(self.direction, &self.jobs, &space));
-        Outcome { is_complete: inner.is_complete, failure, reasons: inner.reasons.clone() }
+        Outcome { is_complete: inner.is_complete, failure, reasons: inner.reasons.clone(), cure: inner.cure }
     }
 
     async fn finish_directories(&self, tree: &dyn InstanceTree) {
@@ -303,7 +310,7 @@ impl Inner {
             Record::Started { .. } => tally.is_started = true,
             Record::NotStarted { is_source_missing, reason, errno, .. } => {
                 tally.not_started = Some(NotStarted { is_source_missing: *is_source_missing, reason: reason.clone() });
-                self.has_no_space |= *errno == Some(Errno::ENOSPC.raw());
+                self.note_errno(job, *errno);
             }
             Record::Announced { entries, dirs, .. } => {
                 tally.announced += entries;
@@ -319,7 +326,7 @@ impl Inner {
             Record::Entries { source_dir, entries, .. } => {
                 tally.recorded += entries.len() as u64;
                 for entry in entries {
-                    self.count(source_dir, entry);
+                    self.count(job, source_dir, entry);
                 }
                 let written = self.entries.file.write_all(&frame_bytes(body));
                 self.check(written);
@@ -333,7 +340,18 @@ impl Inner {
         }
     }
 
-    fn count(&mut self, source_dir: &[u8], entry: &EntryRecord) {
+    fn note_errno(&mut self, job: u16, errno: Option<i32>) {
+        let cure = Cure::of(errno);
+        self.cure = self.cure.max(cure);
+        if let (Cure::MakeRoom, Some(errno)) = (cure, errno) {
+            self.no_room.get_or_insert((job, errno));
+        }
+    }
+
+    fn count(&mut self, job: u16, source_dir: &[u8], entry: &EntryRecord) {
+        if let EntryState::Failed { errno, .. } = &entry.state {
+            self.note_errno(job, *errno);
+        }
         let totals = &mut self.totals;
         let is_file = u64::from(entry.kind != EntryKind::Directory);
         match &entry.state {
@@ -345,13 +363,16 @@ impl Inner {
                 totals.unchanged += is_file;
                 totals.bytes_unchanged += entry.size;
             }
-            EntryState::Failed { reason, errno } => {
+            EntryState::Failed { reason, .. } => {
                 totals.failed += 1;
-                self.has_no_space |= *errno == Some(Errno::ENOSPC.raw());
+                totals.bytes_missing += entry.size;
                 self.first_failure
                     .get_or_insert_with(|| format!("{}: {reason}", join(source_dir, &entry.name).escape_ascii()));
             }
-            EntryState::NotAttempted { .. } => totals.not_attempted += 1,
+            EntryState::NotAttempted { .. } => {
+                totals.not_attempted += 1;
+                totals.bytes_missing += entry.size;
+            }
         }
         for word in entry.not_kept.words() {
             if let Some(at) = NOT_KEPT_WORDS.iter().position(|known| *known == word) {
@@ -403,7 +424,7 @@ impl Inner {
         };
         let more = if failed > 1 { format!(" ({failed} entries in all)") } else { String::new() };
         if direction == Direction::In {
-            if self.has_no_space {
+            if self.no_room.is_some() {
                 let copied = self.totals.bytes_copied;
                 let message = format!(
                     "stage_in: no space left in the instance{space}, after {copied} bytes were copied, at {first}{more}; ask \
@@ -412,6 +433,9 @@ impl Inner {
                 return Failure::new(Code::StageInNoSpace, message);
             }
             return Failure::new(Code::StageInFailed, format!("stage_in: {first}{more}"));
+        }
+        if let Some((job, errno)) = self.no_room {
+            return self.no_room_at(jobs.get(usize::from(job)), errno);
         }
         let missing = self
             .tallies
@@ -429,6 +453,17 @@ impl Inner {
             }
             None => Failure::new(Code::DrainIncomplete, format!("stage_out: {}", self.reasons.join("; "))),
         }
+    }
+}
+
+impl Inner {
+    /// A drain that found no room.
+    fn no_room_at(&self, job: Option<&StageJob>, errno: i32) -> Failure {
+        let what = if errno == Errno::EDQUOT.raw() { "quota exceeded" } else { "no space left" };
+        let place = job.map_or_else(String::new, |job| format!(" on {}", job.destination.escape_ascii()));
+        let done = self.totals.bytes_copied + self.totals.bytes_unchanged;
+        let (done, all) = (amount(done), amount(done + self.totals.bytes_missing));
+        Failure::new(Code::DrainNoSpace, format!("stage_out: {what}{place} after {done} of {all}"))
     }
 }
 

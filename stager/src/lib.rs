@@ -58,10 +58,10 @@ mod stream;
 mod tree;
 
 pub use engine::{Cancel, Config, Engine, EngineError, RetryPolicy, seed};
-pub use error::{EntryError, OsError};
+pub use error::{Cure, EntryError, OsError};
 pub use job::{Atomic, Preserve, SourceType, StageJob, Update, Verify};
 pub use ledger::{Ledger, LedgerError, Outcome};
 pub use progress::Progress;
 pub use queue::{QueueLost, WorkQueue};
-pub use receipt::{Header, ReceiptError};
+pub use receipt::{Header, ReceiptError, receipt_path, report_path};
 pub use tree::{Change, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};

@@ -31,6 +31,8 @@ pub struct Header {
     pub began: String,
     /// When it ended.
     pub ended: String,
+    /// What becomes of what could not be drained, and how to go on.
+    pub kept: Option<String>,
 }
 
 /// The receipt could not be written.
@@ -42,6 +44,16 @@ pub struct ReceiptError {
     /// Why.
     #[source]
     pub source: io::Error,
+}
+
+/// Where a job's receipt is, in the directory of its output.
+pub fn receipt_path(into: &Path, job_id: u32) -> PathBuf {
+    into.join(format!("burstfs-{job_id}.receipt.json"))
+}
+
+/// Where its report is.
+pub fn report_path(into: &Path, job_id: u32) -> PathBuf {
+    into.join(format!("burstfs-{job_id}.report.txt"))
 }
 
 #[derive(Serialize)]
@@ -75,9 +87,9 @@ impl Ledger {
     /// Writes receipt and report into a directory; the receipt's path. Call it after [`Ledger::finish`]; before, they say
     /// INCOMPLETE.
     pub fn write_receipt(&self, header: &Header, into: &Path) -> Result<PathBuf, ReceiptError> {
-        let report = into.join(format!("burstfs-{}.report.txt", header.job_id));
+        let report = report_path(into, header.job_id);
         publish(&report, |out| self.write_report(header, out))?;
-        let receipt = into.join(format!("burstfs-{}.receipt.json", header.job_id));
+        let receipt = receipt_path(into, header.job_id);
         publish(&receipt, |out| self.write_json(header, out))?;
         Ok(receipt)
     }
@@ -136,6 +148,7 @@ impl Ledger {
         });
         member(out, "summary", &summary)?;
         member(out, "missing", &reasons)?;
+        member(out, "kept", &header.kept)?;
         writeln!(out, "\"result\": \"{}\"\n}}", self.result())
     }
 
@@ -161,6 +174,9 @@ impl Ledger {
         }
         for reason in reasons {
             writeln!(out, "  missing: {reason}")?;
+        }
+        if let Some(kept) = &header.kept {
+            writeln!(out, "  {kept}")?;
         }
         let mut left = REPORTED_MAX;
         self.for_each(|source_dir, _, entry| -> io::Result<()> {

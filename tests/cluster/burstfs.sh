@@ -20,6 +20,7 @@ install_burstfs() {
   # Directories are split early, so that every scenario has spread ones.
   set_key "$site/burstfs.toml" split_names 64
   set_key "$site/burstfs.toml" split_contended_names 16
+  set_key "$site/burstfs.toml" retry '"2s"'
   set_key "$site/burstfs.toml" max_per_node "\"$((NVME_MB * 9 / 10))MiB\""
   cp "$site/plugstack.conf" "$conf"
   if [ -f "$site/job_submit.lua" ]; then cp "$site/job_submit.lua" "$STATE/etc/slurm/job_submit.lua"; fi

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burstfs_config::SiteConfig;
-use burstfs_mgs::ports;
+use burstfs_mgs::{Note, ports};
 use burstfs_net::{ChannelLimits, Client, Deadline, Identity, Munge, RpcError, Tcp, TcpConfig, XidSource, rendezvous};
 use burstfs_proto::Rpc;
 use burstfs_proto::hello::{Refusal, Role};
@@ -85,6 +85,20 @@ impl Place {
         let uid = user.ok_or_else(|| failure(&format!("user {} is not known here", job.user)))?.uid;
         let hosts = job.hosts.iter().take(SEATS_MAX).cloned().collect();
         Ok(Some(Place { instance, hosts, uid: uid.as_raw() }))
+    }
+
+    /// That of an instance that outlives its job.
+    pub(crate) fn noted(instance: InstanceId, note: &Note) -> Result<Place, Ending> {
+        let failure = |message: String| Ending::new(Exit::Failure, message);
+        let host = note.hosts.first().cloned().ok_or_else(|| failure(format!("{instance} has no hosts")))?;
+        let user = User::from_name(&note.user).ok().flatten();
+        let uid = user.ok_or_else(|| failure(format!("user {} is not known here", note.user)))?.uid;
+        Ok(Place { instance, host, uid: uid.as_raw() })
+    }
+
+    /// The host of the MGS.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 }
 

@@ -1,13 +1,15 @@
 //! `burstfs`: the user's command.
 //!
-//! Owns nothing: it asks Slurm which jobs there are and each instance's MGS how it is; layouts it shows and sets in the
-//! file system that is mounted where it runs; a plan it makes of what it can see there. Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 4 partial,
-//! 5 time-out, 6 no space, 7 permission.
+//! Owns nothing: it asks Slurm which jobs there are, the users' notes which instances outlive theirs, and each instance's MGS how
+//! it is; layouts it shows and sets in the file system that is mounted where it runs; a plan it makes of what it can see there.
+//! Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 4 partial, 5 time-out, 6 no space, 7 permission.
 
 mod ask;
 mod check;
 mod layout;
+mod notes;
 mod plan;
+mod resume;
 mod selftest;
 mod slurm;
 mod status;
@@ -53,6 +55,20 @@ enum Command {
     },
     /// Says what a job would stage, what of it is there already, whether it fits, and about how long it takes. Moves nothing.
     Plan(plan::PlanArgs),
+    /// Drains now what could not be drained at a job's end and is held on its nodes, from any node or the login node.
+    Resume {
+        /// The job.
+        job: u32,
+        /// Whose job it is, for root.
+        #[arg(short, long)]
+        user: Option<String>,
+        /// The job's nodes, in Slurm's notation, where nobody else knows them any more.
+        #[arg(short = 'w', long, requires = "user")]
+        nodelist: Option<String>,
+        /// Does not wait for the end.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Checks on this machine what burstfs needs.
     Selftest(selftest::SelftestArgs),
     /// Says what an error code means and what to do about it.
@@ -146,6 +162,9 @@ fn run(cli: Cli) -> Result<(), Ending> {
         Command::Layout(command) => layout::run(&command),
         Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
         Command::Plan(args) => plan::run(&args, &load(&cli.config)?),
+        Command::Resume { job, user, nodelist, no_wait } => {
+            resume::run(&resume::Which { job, nodelist, user, no_wait }, &load(&cli.config)?)
+        }
         Command::Selftest(args) => selftest::run(&args),
         Command::Explain { code } => explain(&code),
         Command::Config(ConfigCommand::Check) => {

@@ -78,8 +78,28 @@ pub(crate) fn jobs(filter: &Filter) -> Result<Vec<Job>, SlurmError> {
     Ok(jobs)
 }
 
+/// The job `id`, which has left its nodes, as long as Slurm remembers it.
+pub(crate) fn finished(id: u32) -> Result<Option<Job>, SlurmError> {
+    match run("scontrol", &["--oneliner", "show", "job", &id.to_string()]) {
+        Ok(text) => Ok(parse_shown(id, &text)),
+        Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_shown(id: u32, text: &str) -> Option<Job> {
+    let field = |key: &str| text.split_whitespace().find_map(|word| word.strip_prefix(key));
+    Some(Job {
+        id,
+        user: field("UserId=")?.split('(').next()?.to_owned(),
+        state: field("JobState=")?.to_owned(),
+        hosts: hostlist::expand(field("NodeList=").filter(|list| *list != "(null)")?).ok()?,
+        restart_count: field("Restarts=")?.parse().ok()?,
+    })
+}
+
 impl Filter {
-    fn accepts(&self, job: &Job) -> bool {
+    pub(crate) fn accepts(&self, job: &Job) -> bool {
         (self.jobs.is_empty() || self.jobs.contains(&job.id))
             && (self.users.is_empty() || self.users.contains(&job.user))
             && (self.hosts.is_empty() || job.hosts.iter().any(|host| self.hosts.contains(host)))
@@ -134,6 +154,15 @@ mod tests {
         assert_eq!((job.id, job.user.as_str(), job.hosts.len()), (17, "alice", 2));
         assert!(parse_job("x|alice|RUNNING|node1").is_err());
         assert_eq!(parse_count("17              2               ").unwrap(), (17, 2));
+    }
+
+    #[test]
+    fn reads_a_job_that_is_over() {
+        let shown = "JobId=17 JobName=x UserId=alice(7001) GroupId=a(7) JobState=COMPLETED Restarts=1 NodeList=node[1-2] \
+                     BatchHost=node1";
+        let job = parse_shown(17, shown).unwrap();
+        assert_eq!((job.user.as_str(), job.hosts.len(), job.restart_count), ("alice", 2, 1));
+        assert_eq!(parse_shown(17, "JobId=17 NodeList=(null)"), None);
     }
 
     #[test]

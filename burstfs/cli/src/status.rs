@@ -1,24 +1,27 @@
-//! `burstfs status`: every matching job's instance, asked at its MGS.
+//! `burstfs status`: every matching job's instance, asked at its MGS; also of jobs that are over, where the instance is not.
 
 use std::io::IsTerminal;
+use std::time::SystemTime;
 
 use burstfs_config::SiteConfig;
-use burstfs_proto::mgs::{InstanceStatus, Status};
+use burstfs_mgs::Note;
+use burstfs_proto::mgs::{InstanceStatus, StageFigures, State, Status};
 use burstfs_types::hostlist;
 use nix::unistd::{Uid, User};
 
-use crate::ask::{self, AskError};
+use crate::ask::{self, AskError, Place};
 use crate::slurm::{self, Filter, Job};
 use crate::table::{self, Form};
-use crate::{Ending, Exit, StatusArgs};
+use crate::{Ending, Exit, StatusArgs, notes};
 
 /// Prints the status of what `args` ask for. Ends with [`Exit::NoInstance`] when jobs were named and one of them has none.
 pub(crate) fn run(args: &StatusArgs, config: &SiteConfig) -> Result<(), Ending> {
-    let jobs = slurm::jobs(&filter(args)?).map_err(|error| Ending::new(Exit::Failure, error))?;
-    let (rows, errors) = if jobs.is_empty() { (Vec::new(), Vec::new()) } else { ask_all(&jobs, config)? };
+    let filter = filter(args)?;
+    let jobs = slurm::jobs(&filter).map_err(|error| Ending::new(Exit::Failure, error))?;
+    let (rows, errors) = ask_all(places(&jobs, &filter)?, config)?;
     print(args, &rows)?;
     for (job, error) in &errors {
-        eprintln!("burstfs: job {}: {error}", job.id);
+        eprintln!("burstfs: job {job}: {error}");
     }
     let is_shown = |id: &u32| rows.iter().any(|(shown, _)| shown == id);
     match (errors.iter().map(|(_, error)| error.exit()).max(), args.jobs.iter().find(|id| !is_shown(id))) {
@@ -44,23 +47,70 @@ fn own_jobs_only() -> Vec<String> {
     user.map(|user| user.name).into_iter().collect()
 }
 
-type Answers = (Vec<(u32, InstanceStatus)>, Vec<(Job, AskError)>);
+/// Where to ask, for which job, and what its note says if the instance outlives the job.
+type Asked = (u32, Place, Option<Note>);
 
-fn ask_all(jobs: &[Job], config: &SiteConfig) -> Result<Answers, Ending> {
+/// The instances of `jobs`, and those of users' jobs that are over.
+fn places(jobs: &[Job], filter: &Filter) -> Result<Vec<Asked>, Ending> {
+    let mut places = Vec::new();
+    if !jobs.is_empty() {
+        let cluster = slurm::cluster_name().map_err(|error| Ending::new(Exit::Failure, error))?;
+        for job in jobs {
+            places.extend(Place::of(job, &cluster)?.map(|place| (job.id, place, None)));
+        }
+    }
+    for (instance, note) in notes::of(&filter.users) {
+        let (id, restart_count) = (instance.job_id(), instance.restart_count());
+        let job = Job { id, user: note.user.clone(), state: String::new(), hosts: note.hosts.clone(), restart_count };
+        if filter.accepts(&job) && !jobs.iter().any(|job| (job.id, job.restart_count) == (id, restart_count)) {
+            places.push((id, Place::noted(instance, &note)?, Some(note)));
+        }
+    }
+    Ok(places)
+}
+
+type Answers = (Vec<(u32, InstanceStatus)>, Vec<(u32, AskError)>);
+
+fn ask_all(places: Vec<Asked>, config: &SiteConfig) -> Result<Answers, Ending> {
     let failure = |error: &dyn std::fmt::Display| Ending::new(Exit::Failure, error);
-    let cluster = slurm::cluster_name().map_err(|error| failure(&error))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failure(&error))?;
     let (mut rows, mut errors) = (Vec::new(), Vec::new());
-    for job in jobs {
-        let Some(place) = ask::Place::of(job, &cluster)? else { continue };
-        match runtime.block_on(ask::ask(&place, &Status, ask::TIMEOUT, config)) {
-            Ok(Some(status)) => rows.push((job.id, status)),
-            Ok(None) => {}
-            Err(error) => errors.push((job.clone(), error)),
+    for (id, place, note) in places {
+        match (runtime.block_on(ask::ask(&place, &Status, ask::TIMEOUT, config)), note) {
+            (Ok(Some(status)), _) => rows.push((id, status)),
+            (Ok(None), None) => {}
+            // Its first node may be off, or between two attempts.
+            (Ok(None) | Err(_), Some(note)) => rows.extend(as_noted(note, place.host()).map(|status| (id, status))),
+            (Err(error), None) => errors.push((id, error)),
         }
     }
     Ok((rows, errors))
+}
+
+/// What the note says of an instance that does not answer; nothing once its time is over.
+fn as_noted(note: Note, host: &str) -> Option<InstanceStatus> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    if note.kept_until.is_some_and(|until| until < now) {
+        return None;
+    }
+    Some(InstanceStatus {
+        instance: note.instance,
+        name: note.name,
+        user: note.user,
+        state: if note.kept_until.is_some() { State::Held } else { State::Draining },
+        missing: vec![host.to_owned()],
+        hosts: note.hosts,
+        capacity: note.capacity,
+        used: 0,
+        stage_in: StageFigures::default(),
+        stage_out: StageFigures::default(),
+        transport: String::new(),
+        receipt: note.receipt,
+        kept_until: note.kept_until,
+        attempts: 0,
+        reason: format!("{host} does not answer; {}", note.reason),
+    })
 }
 
 fn print(args: &StatusArgs, rows: &[(u32, InstanceStatus)]) -> Result<(), Ending> {

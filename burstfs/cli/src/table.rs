@@ -152,16 +152,9 @@ fn progress(figures: &StageFigures) -> String {
     format!("{}%", done.min(total).saturating_mul(100) / total.max(1))
 }
 
-/// Bytes in the largest unit of 1024 that leaves a figure of at least 1: `4.0T`, `512`.
+/// Bytes as `squeue` would have them, without the `iB`: `4.0T`, `512`.
 pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["", "K", "M", "G", "T", "P"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { bytes.to_string() } else { format!("{value:.1}{}", UNITS[unit]) }
+    burstfs_types::amount(bytes).trim_end_matches('B').trim_end_matches('i').to_owned()
 }
 
 #[cfg(test)]
@@ -181,6 +174,9 @@ mod tests {
             stage_in: StageFigures { bytes_total: 100, bytes_done: 61, files_total: 2, files_done: 1, files_failed: 0 },
             stage_out: StageFigures::default(),
             transport: "tcp".into(),
+            receipt: String::new(),
+            kept_until: None,
+            attempts: 0,
             reason: String::new(),
         }
     }

@@ -15,7 +15,7 @@ use burstfs_proto::mgs::{Barrier, BarrierDone, Join, Map, MgsReply, MgsRequest, 
 use burstfs_proto::stage::{Direction, Finished, StageReply, StageRequest, Take, Taken};
 use burstfs_proto::{Answer, Rpc};
 use burstfs_stager::{QueueLost, WorkQueue};
-use burstfs_types::{Code, Failure, NodeIndex};
+use burstfs_types::{Code, Errno, Failure, NodeIndex};
 use tokio::sync::watch;
 
 use crate::mgs::MgsDriver;
@@ -24,6 +24,9 @@ use crate::mgs::MgsDriver;
 const POLL: Duration = Duration::from_secs(10);
 /// What a request may take on top of what it waits for, and of the time after which its MGS is lost.
 const GRACE: Duration = Duration::from_secs(15);
+/// Before a node that holds data asks an MGS again that has refused it: the first pause, and the last.
+const JOIN_PAUSE: Duration = Duration::from_millis(50);
+const JOIN_PAUSE_LAST: Duration = Duration::from_millis(3_200);
 
 /// Which node carries the MGS, and the way to it.
 #[derive(Clone)]
@@ -155,10 +158,20 @@ impl Directory {
         }
     }
 
-    /// Joins, and waits until all have.
+    /// Joins, and waits until all have; of an instance that is held, until an attempt begins.
     pub(crate) async fn join(&self, join: Join) -> Result<Map, Failure> {
-        self.call(join).await.map_err(|error| not_reached(&error))?;
-        self.map_newer_than(0).await
+        let mut pause = JOIN_PAUSE;
+        loop {
+            match self.call(join.clone()).await {
+                Ok(()) => return self.map_newer_than(0).await,
+                // The MGS of the attempt before is about to end: its next life answers at the same address.
+                Err(RpcError::Errno(Errno::ESTALE)) if join.held.is_some() && pause <= JOIN_PAUSE_LAST => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(error) => return Err(not_reached(&error)),
+            }
+        }
     }
 
     /// Waits for a map newer than `generation`; with the current generation, for a failure of the start.

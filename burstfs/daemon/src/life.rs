@@ -19,31 +19,34 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use burstfs_mgs::Conclusion as MgsConclusion;
 use burstfs_net::XidSource;
 use burstfs_node::control::{DaemonMessage, NodeMessage, Progress, State};
 use burstfs_node::description::InstanceDescription;
+use burstfs_node::held::{Hope, epoch_secs};
 use burstfs_oss::Ost;
-use burstfs_proto::mgs::{Fail, Phase, Report, State as InstanceState, Status};
+use burstfs_proto::mgs::{
+    BarrierDone, Conclusion as MgsConclusion, Fail, Kept, Phase, Report, State as InstanceState, Status,
+};
 use burstfs_proto::oss::{OssReply, OssRequest, Statfs};
 use burstfs_proto::service::{NoBulk, ObjectService};
 use burstfs_proto::stage::Direction;
 use burstfs_spec::{Compat, Create, Tmpdir};
-use burstfs_stager::Cancel;
+use burstfs_stager::{Cancel, Cure};
 use burstfs_types::{Code, Failure, NodeIndex};
 use tokio::sync::mpsc;
 
 use crate::control::{self, Supervisor};
 use crate::directory::{Directory, Seat};
-use crate::job;
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::node::{self, MountDevice, Node};
 use crate::staging::{self, Conclusion, Staging};
 use crate::succession::Succession;
+use crate::{held, job, note};
 
 /// Between two reports to the MGS and the supervisor.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -57,7 +60,7 @@ pub(crate) const TICK: Duration = Duration::from_secs(1);
 const FAILURE_TOLD: Duration = Duration::from_secs(2);
 /// How long node 0 stays for the others to hear the end.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long another node waits for node 0 to answer that it has heard it.
+/// How long another node waits for node 0 to answer that it has heard it, and node 0 for its answers to be out.
 const FAREWELL_ANSWERED: Duration = Duration::from_secs(1);
 
 /// Runs until the supervisor says stop.
@@ -65,6 +68,10 @@ pub(crate) async fn run(control: UnixStream, device: Option<MountDevice>) -> any
     let (description, mut messages, supervisor) = control::open(control).await?;
     let description = Arc::new(description);
     tracing::info!(instance = %description.instance, node = description.node_name(), "starting");
+    if let Some(held) = description.held.clone() {
+        held::run(description, held, &mut messages, &supervisor).await;
+        return Ok(());
+    }
     supervisor.say(DaemonMessage::State(State::Starting)).await;
     let mut is_client_gone = false;
     let started = tokio::select! {
@@ -106,6 +113,7 @@ async fn cancelled(messages: &mut mpsc::Receiver<NodeMessage>, restarted: bool, 
                 return Ending::Failed(Failure::new(Code::Cancelled, message));
             }
             Some(NodeMessage::Start(_)) => tracing::error!("a second start message is ignored"),
+            Some(NodeMessage::Resume | NodeMessage::Removed(_)) => {}
             None => std::future::pending().await,
         }
     }
@@ -121,23 +129,49 @@ async fn after_failure(
         match messages.recv().await {
             Some(NodeMessage::Stop) => return,
             Some(NodeMessage::ClientGone) => {
-                let (complete, failure) = (undrained.is_none(), undrained.clone());
-                supervisor.say(DaemonMessage::Drained { complete, failure }).await;
+                let ended = undrained.clone().map_or(Ok(()), |failure| Err(NotDrained::unknown(failure)));
+                supervisor.say(drained(ended, Vec::new())).await;
             }
-            Some(NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            Some(NodeMessage::Cancel | NodeMessage::Start(_) | NodeMessage::Resume | NodeMessage::Removed(_)) => {}
             None => std::future::pending().await,
         }
     }
 }
 
-/// A node that is ready.
-struct Life {
+/// Why a drain is not complete, and what can help.
+pub(crate) struct NotDrained {
+    pub(crate) failure: Failure,
+    pub(crate) hope: Hope,
+}
+
+impl From<Kept> for NotDrained {
+    fn from(kept: Kept) -> NotDrained {
+        let Kept { failure, errors_may_pass, nodes_may_return, .. } = kept;
+        NotDrained { failure, hope: Hope { errors_may_pass, nodes_may_return } }
+    }
+}
+
+/// How a drain ended, for the supervisor.
+pub(crate) fn drained(ended: Result<(), NotDrained>, suspects: Vec<NodeIndex>) -> DaemonMessage {
+    match ended {
+        Ok(()) => DaemonMessage::Drained { complete: true, failure: None, hope: Hope::default(), suspects },
+        Err(NotDrained { failure, hope }) => {
+            tracing::error!("{failure}");
+            DaemonMessage::Drained { complete: false, failure: Some(failure), hope, suspects }
+        }
+    }
+}
+
+/// A node that is ready, or has something to drain.
+pub(crate) struct Life {
     description: Arc<InstanceDescription>,
     node: Node,
     staging: Arc<Staging>,
     supervisor: Supervisor,
     advances: Arc<AtomicU64>,
     reporter: Arc<Reporter>,
+    /// Nodes that were lost before the job was over everywhere; set once it is.
+    lost_before: OnceLock<Vec<NodeIndex>>,
 }
 
 async fn start(
@@ -201,25 +235,7 @@ async fn begin(
         let session = node.serve(device).await?;
         tokio::spawn(async move { tracing::info!("FUSE session: {:?}", session.ended().await) });
     }
-    let spec = staging::bind(&description).await?;
-    let staging = Staging::new(description.clone(), node.directory.clone(), node.fs.clone(), spec);
-    let staging = staging.map_err(|error| Failure::new(Code::DaemonFailed, format!("stage directory: {error}")))?;
-    let (staging, advances) = (Arc::new(staging), Arc::<AtomicU64>::default());
-    let reporter = Arc::new(Reporter {
-        node: NodeIndex::new(description.node_index),
-        directory: node.directory.clone(),
-        ost: node.ost.clone(),
-        xids: node.xids.clone(),
-        staging: staging.clone(),
-        supervisor: supervisor.clone(),
-        advances: advances.clone(),
-        lost: node.lost.clone(),
-    });
-    tokio::spawn({
-        let reporter = reporter.clone();
-        async move { reporter.run().await }
-    });
-    let life = Life { description, node, staging, supervisor: supervisor.clone(), advances, reporter };
+    let life = Life::of(description, node, supervisor).await?;
     life.stage_in().await?;
     tokio::spawn(life.succession().watch());
     tokio::spawn({
@@ -274,6 +290,34 @@ pub(crate) fn ticks(time: Duration) -> u32 {
 }
 
 impl Life {
+    /// The staging and the reports of a node that has joined.
+    pub(crate) async fn of(
+        description: Arc<InstanceDescription>,
+        node: Node,
+        supervisor: &Supervisor,
+    ) -> Result<Life, Failure> {
+        let spec = staging::bind(&description).await?;
+        let staging = Staging::new(description.clone(), node.directory.clone(), node.fs.clone(), spec);
+        let staging = staging.map_err(|error| Failure::new(Code::DaemonFailed, format!("stage directory: {error}")))?;
+        let (staging, advances) = (Arc::new(staging), Arc::<AtomicU64>::default());
+        let reporter = Arc::new(Reporter {
+            node: NodeIndex::new(description.node_index),
+            directory: node.directory.clone(),
+            ost: node.ost.clone(),
+            xids: node.xids.clone(),
+            staging: staging.clone(),
+            supervisor: supervisor.clone(),
+            advances: advances.clone(),
+            lost: node.lost.clone(),
+        });
+        tokio::spawn({
+            let reporter = reporter.clone();
+            async move { reporter.run().await }
+        });
+        let (supervisor, lost_before) = (supervisor.clone(), OnceLock::new());
+        Ok(Life { description, node, staging, supervisor, advances, reporter, lost_before })
+    }
+
     fn own(&self) -> NodeIndex {
         NodeIndex::new(self.description.node_index)
     }
@@ -335,14 +379,8 @@ impl Life {
             ended = self.end() => ended,
             () = stopped(messages) => return,
         };
-        let message = match ended {
-            Ok(()) => DaemonMessage::Drained { complete: true, failure: None },
-            Err(failure) => {
-                tracing::error!("{failure}");
-                DaemonMessage::Drained { complete: false, failure: Some(failure) }
-            }
-        };
-        self.supervisor.say(message).await;
+        let suspects = self.lost_before.get().cloned().unwrap_or_default();
+        self.supervisor.say(drained(ended, suspects)).await;
         stopped(messages).await;
     }
 
@@ -360,75 +398,148 @@ impl Life {
 
     /// Waits for all clients to be gone, drains, and waits for the others to have drained; with the next MGS again, if the
     /// one is lost meanwhile.
-    async fn end(&self) -> Result<(), Failure> {
+    pub(crate) async fn end(&self) -> Result<(), NotDrained> {
         let directory = &self.node.directory;
         self.supervisor.say(DaemonMessage::State(State::Draining)).await;
         // A node on the way may be gone already; then what is remembered must do.
         let _ = tokio::time::timeout(REPORT_INTERVAL, self.staging.remember_sources()).await;
-        loop {
+        let ended = loop {
             let seat = directory.seat();
-            if self.end_with(&seat).await? {
-                break;
+            match self.end_with(&seat).await {
+                Ok(Some(ended)) => break ended,
+                Ok(None) => tracing::warn!("the MGS has moved; the drain begins anew"),
+                Err(failure) => return Err(NotDrained::unknown(failure)),
             }
-            tracing::warn!("the MGS has moved; the drain begins anew");
-        }
-        let status = directory.call(Status).await;
+        };
         self.farewell().await;
-        let status = status.map_err(|error| {
-            Failure::new(Code::DrainIncomplete, format!("how the drain ended is not known: {error}"))
-        })?;
-        match status.state {
-            InstanceState::Drained => Ok(()),
-            _ => Err(parse_reason(&status.reason)),
+        match ended.conclusion {
+            Some(MgsConclusion::Drained) => Ok(()),
+            Some(MgsConclusion::Held(kept)) => Err(kept.into()),
+            None => {
+                let message = "how the drain ended is not known";
+                Err(NotDrained::unknown(Failure::new(Code::DrainIncomplete, message)))
+            }
         }
     }
 
-    /// The end with the MGS at one seat; false when it left that seat before the end.
-    async fn end_with(&self, seat: &Seat) -> Result<bool, Failure> {
+    /// The end with the MGS at one seat; `None` when it left that seat before the end.
+    async fn end_with(&self, seat: &Seat) -> Result<Option<BarrierDone>, Failure> {
         let directory = &self.node.directory;
         let gone = directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
         self.node.lost.heed(&gone.lost);
         if directory.has_left(seat.node) {
-            return Ok(false);
+            return Ok(None);
         }
+        let durable = self.make_durable(gone.lost);
         let drained = self.drain(seat).await;
         if directory.has_left(seat.node) {
-            return Ok(false);
+            return Ok(None);
+        }
+        // What a power loss could still take must not be held as if it could not.
+        if let Some(durable) = durable {
+            let _ = durable.await;
         }
         match (seat.mgs(), drained) {
-            (Some(mgs), Ok(())) => mgs.conclude(MgsConclusion::Drained),
-            (Some(mgs), Err(failure)) => mgs.conclude(MgsConclusion::Held(failure)),
+            (Some(mgs), Ok(())) => {
+                if self.outlives_job() {
+                    note::take_away(&self.description).await;
+                }
+                mgs.conclude(MgsConclusion::Drained);
+            }
+            (Some(mgs), Err(kept)) => {
+                note::leave(&self.description, Some(kept.kept_until), kept.failure.to_string()).await;
+                mgs.conclude(MgsConclusion::Held(kept));
+            }
             (None, Ok(())) => {}
-            (None, Err(failure)) => tracing::error!("{failure}"),
+            (None, Err(kept)) => tracing::error!("{}", kept.failure),
         }
         tokio::select! {
             biased;
-            () = directory.left(seat.node) => Ok(false),
-            passed = directory.barrier(self.own(), Phase::Drained, || self.advance()) => passed.map(|_| true),
+            () = directory.left(seat.node) => Ok(None),
+            passed = directory.barrier(self.own(), Phase::Drained, || self.advance()) => passed.map(Some),
         }
     }
 
-    async fn drain(&self, seat: &Seat) -> Result<(), Failure> {
+    fn outlives_job(&self) -> bool {
+        self.description.held.is_some() || self.description.drains_alone
+    }
+
+    /// The job is over on all nodes, but for those that were `lost`: has what it wrote here written to the disk, beside the
+    /// drain, and says so. Where a node was lost before, nobody can say what is missing, and nothing is said.
+    fn make_durable(&self, lost: Vec<NodeIndex>) -> Option<tokio::task::JoinHandle<()>> {
+        let is_first = self.lost_before.get().is_none();
+        let held = self.description.held.as_ref();
+        // Nodes that miss an attempt have lost nothing by it.
+        let lost = if held.is_some() { Vec::new() } else { lost };
+        let is_whole =
+            self.lost_before.get_or_init(|| lost).is_empty() && held.is_none_or(|held| held.suspects.is_empty());
+        (is_first && is_whole).then(|| {
+            let (supervisor, data_dir) = (self.supervisor.clone(), self.description.data_dir.clone());
+            tokio::spawn(async move {
+                let synced = tokio::task::spawn_blocking(move || sync_file_system(&data_dir)).await;
+                match synced.map_err(std::io::Error::other).and_then(|synced| synced) {
+                    Ok(()) => supervisor.say(DaemonMessage::Durable).await,
+                    Err(error) => tracing::warn!("what the job wrote may not be on the node's disk: {error}"),
+                }
+            })
+        })
+    }
+
+    async fn drain(&self, seat: &Seat) -> Result<(), Kept> {
         if !self.staging.has_work(Direction::Out) {
             return Ok(());
         }
+        if self.description.drains_alone && self.description.held.is_none() && seat.mgs().is_some() {
+            note::leave(&self.description, None, "the output is drained".to_owned()).await;
+        }
         let conclusion = self.staging.run(Direction::Out, seat, Cancel::default()).await;
         self.reporter.tell().await;
-        let Some(conclusion) = conclusion? else { return Ok(()) };
-        let receipt = {
-            let staging = self.staging.clone();
-            tokio::task::spawn_blocking(move || (staging.write_receipt(&conclusion), conclusion.outcome)).await
+        let conclusion = match conclusion {
+            Ok(Some(conclusion)) => conclusion,
+            Ok(None) => return Ok(()),
+            Err(failure) => return Err(self.kept(failure, Cure::Wait)),
         };
-        let (receipt, outcome) = receipt.map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-        match receipt {
+        let outcome = conclusion.outcome.clone();
+        let kept = (!outcome.is_complete).then(|| {
+            let failure = outcome.failure.unwrap_or_else(|| incomplete(Code::DrainFailed, &outcome.reasons));
+            self.kept(failure, outcome.cure)
+        });
+        let words = kept.as_ref().map(|kept| kept.failure.to_string());
+        let staging = self.staging.clone();
+        let receipt = tokio::task::spawn_blocking(move || staging.write_receipt(&conclusion, words)).await;
+        match receipt.unwrap_or_else(|error| Err(Failure::new(Code::Internal, error.to_string()))) {
             Ok(path) => tracing::info!("receipt: {}", path.display()),
             // The job's data is where it should be, or kept; only the word about it is missing.
             Err(failure) => tracing::error!("{failure}"),
         }
-        match outcome.is_complete {
-            true => Ok(()),
-            false => Err(outcome.failure.unwrap_or_else(|| incomplete(Code::DrainFailed, &outcome.reasons))),
-        }
+        kept.map_or(Ok(()), Err)
+    }
+
+    /// What becomes of what could not be drained, and what its user can do.
+    fn kept(&self, failure: Failure, cure: Cure) -> Kept {
+        let description = &self.description;
+        let kept_until = description.held.as_ref().and_then(|held| held.kept_until);
+        let kept_until = kept_until.unwrap_or_else(|| epoch_secs(SystemTime::now()) + description.retain().as_secs());
+        let lost = self.node.lost.known();
+        let nodes_may_return = !lost.is_empty();
+        let resume = format!("burstfs resume {}", description.instance.job_id());
+        let advice = match cure {
+            _ if nodes_may_return => {
+                let missing = held::hosts(description, |node| lost.contains(&node));
+                format!("when {missing} is back the drain goes on, also by: {resume}")
+            }
+            Cure::MakeRoom => format!("free space, then: {resume}"),
+            Cure::Permit => format!("make the destination writable, then: {resume}"),
+            Cure::Wait => format!("it is tried again from time to time, and at once by: {resume}"),
+            Cure::None => format!("the receipt names what is missing; to try again: {resume}"),
+        };
+        let nodes = held::hosts(description, |node| !lost.contains(&node));
+        let until = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(kept_until));
+        // Nobody waits for a second of a day.
+        let until = until.to_string().get(..16).map(|minute| format!("{minute}Z")).unwrap_or_default();
+        let message = format!("{}; data kept on {nodes} until {until}; {advice}", failure.message);
+        let errors_may_pass = !nodes_may_return && cure != Cure::None;
+        Kept { failure: Failure::new(failure.code, message), kept_until, errors_may_pass, nodes_may_return }
     }
 
     /// Nobody's servers are needed any more. The node with the MGS waits for the others to have heard it, but not for long.
@@ -439,8 +550,11 @@ impl Life {
                 if tokio::time::timeout(FAREWELL, all).await.is_err() {
                     tracing::warn!("not every node has said that it is done");
                 }
+                // What was asked before is answered, so that nobody waits for an answer that cannot come.
+                if tokio::time::timeout(FAREWELL_ANSWERED, self.node.server.shutdown()).await.is_err() {
+                    tracing::info!("not every answer is out");
+                }
             }
-            // That node may end as soon as it has heard this, before its answer is out.
             None => {
                 let told = self.node.directory.reach(self.own(), Phase::Finished);
                 if tokio::time::timeout(FAREWELL_ANSWERED, told).await.is_err() {
@@ -523,7 +637,7 @@ async fn client_gone(messages: &mut mpsc::Receiver<NodeMessage>) -> bool {
         match messages.recv().await {
             Some(NodeMessage::Stop) => return false,
             Some(NodeMessage::ClientGone) => return true,
-            Some(NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            Some(NodeMessage::Cancel | NodeMessage::Start(_) | NodeMessage::Resume | NodeMessage::Removed(_)) => {}
             None => std::future::pending().await,
         }
     }
@@ -533,7 +647,13 @@ async fn stopped(messages: &mut mpsc::Receiver<NodeMessage>) {
     loop {
         match messages.recv().await {
             Some(NodeMessage::Stop) => return,
-            Some(NodeMessage::ClientGone | NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            Some(
+                NodeMessage::ClientGone
+                | NodeMessage::Cancel
+                | NodeMessage::Start(_)
+                | NodeMessage::Resume
+                | NodeMessage::Removed(_),
+            ) => {}
             None => std::future::pending().await,
         }
     }
@@ -543,9 +663,7 @@ fn incomplete(code: Code, reasons: &[String]) -> Failure {
     Failure::new(code, reasons.join("; "))
 }
 
-/// A failure as the status shows it.
-fn parse_reason(reason: &str) -> Failure {
-    let parsed = reason.split_once(": ").and_then(|(code, message)| Some((code.parse::<Code>().ok()?, message)));
-    let (code, message) = parsed.unwrap_or((Code::DrainIncomplete, reason));
-    Failure::new(code, message)
+/// Has all that was written to the file system of `dir` written to its disk.
+fn sync_file_system(dir: &std::path::Path) -> std::io::Result<()> {
+    Ok(rustix::fs::syncfs(std::fs::File::open(dir)?)?)
 }

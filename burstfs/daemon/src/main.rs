@@ -10,12 +10,14 @@ mod control;
 mod directory;
 #[cfg(test)]
 mod fixture;
+mod held;
 mod job;
 mod life;
 mod links;
 mod lost;
 mod mgs;
 mod node;
+mod note;
 mod rendezvous;
 mod roles;
 mod staging;

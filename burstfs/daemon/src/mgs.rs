@@ -7,14 +7,14 @@
 //! Locks are held for a change or a look, never across an await. A long poll subscribes before it looks, so that no
 //! change is missed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use burstfs_mgs::{Conclusion, Identity, Mgs, Queue, Silence};
-use burstfs_proto::mgs::{Barrier, MgsReply, MgsRequest, News, State, WaitMap, Waited};
+use burstfs_mgs::{Identity, JoinRefused, Mgs, Queue, Silence};
+use burstfs_proto::mgs::{Barrier, Conclusion, MgsReply, MgsRequest, News, State, WaitMap, Waited};
 use burstfs_proto::service::Caller;
 use burstfs_proto::stage::{Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
 use burstfs_types::{Errno, Failure, NodeIndex};
@@ -102,22 +102,28 @@ impl MgsDriver {
         match request {
             MgsRequest::Join(join) => {
                 self.heard(join.node);
-                let refused = self.change(|mgs| mgs.join(&join)).err();
-                if let Some(refused) = refused {
-                    tracing::warn!("join refused: {refused}");
-                    return Err(Errno::ESTALE);
+                match self.change(|mgs| mgs.join(&join)) {
+                    Ok(()) => Ok(MgsReply::Join(())),
+                    Err(refused) => {
+                        tracing::info!("join refused: {refused}");
+                        if let JoinRefused::GaveUp(node) = refused {
+                            self.lose(node);
+                        }
+                        Err(Errno::ESTALE)
+                    }
                 }
-                Ok(MgsReply::Join(()))
             }
             MgsRequest::WaitMap(WaitMap { wait_ms, newer_than }) => {
                 Ok(MgsReply::WaitMap(self.poll(wait_ms, |mgs| mgs.poll_map(newer_than)).await))
             }
             MgsRequest::Barrier(Barrier { node, phase, wait_ms }) => {
+                self.require_member(node)?;
                 self.heard(node);
                 self.change(|mgs| mgs.reach(node, phase));
                 Ok(MgsReply::Barrier(self.poll(wait_ms, |mgs| mgs.poll_barrier(phase)).await))
             }
             MgsRequest::Report(report) => {
+                self.require_member(report.node)?;
                 self.heard(report.node);
                 let mut mgs = self.lock();
                 mgs.report(report);
@@ -131,6 +137,10 @@ impl MgsDriver {
                 Ok(MgsReply::Fail(()))
             }
             MgsRequest::Status(_) => Ok(MgsReply::Status(self.lock().status())),
+            MgsRequest::Resume(_) => {
+                self.resume();
+                Ok(MgsReply::Resume(self.lock().status()))
+            }
             // Of all targets, which the MGS does not know: `crate::check` answers.
             MgsRequest::Check(_) => Err(Errno::EPROTO),
         }
@@ -142,6 +152,7 @@ impl MgsDriver {
         if take.node != caller.client.node || take.incarnation != caller.client.incarnation {
             return Err(Errno::EPERM);
         }
+        self.require_member(take.node)?;
         if self.lock().lost().contains(&take.node) {
             return Err(Errno::ESTALE);
         }
@@ -168,7 +179,7 @@ impl MgsDriver {
         let mut stages = self.lock_stages();
         let (lost, nodes) = {
             let mgs = self.lock();
-            (mgs.lost(), mgs.status().hosts.len())
+            (mgs.lost(), mgs.identity().hosts.len())
         };
         let mut queue = Queue::new(stages.first_id, nodes);
         lost.into_iter().for_each(|node| drop(queue.lose(node)));
@@ -194,15 +205,39 @@ impl MgsDriver {
         self.change(|mgs| mgs.conclude(conclusion));
     }
 
-    /// Waits until the start has succeeded or failed.
-    pub(crate) async fn is_past_start(&self) {
+    /// Somebody wants what is held drained now.
+    pub(crate) fn resume(&self) {
+        self.change(Mgs::resume);
+    }
+
+    /// The attempt to drain what is held begins, with the nodes that are there.
+    pub(crate) fn begin(&self) {
+        self.change(Mgs::begin);
+    }
+
+    /// Waits until `is_true` of the rules' state.
+    pub(crate) async fn until(&self, is_true: impl Fn(&Mgs) -> bool) {
         let mut changes = self.changes.subscribe();
-        let is_over = |state| !matches!(state, State::Starting | State::StagingIn);
-        while !is_over(self.lock().state()) {
+        while !is_true(&self.lock()) {
             if changes.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Nodes whose part may be less than what the job wrote there.
+    pub(crate) fn suspects(&self) -> BTreeSet<NodeIndex> {
+        self.lock().suspects()
+    }
+
+    /// Daemons of before, who do not know yet that there is another attempt, have no say in it.
+    fn require_member(&self, node: NodeIndex) -> Result<(), Errno> {
+        if self.lock().is_member(node) { Ok(()) } else { Err(Errno::ESTALE) }
+    }
+
+    /// Waits until the start has succeeded or failed.
+    pub(crate) async fn is_past_start(&self) {
+        self.until(|mgs| !matches!(mgs.state(), State::Starting | State::StagingIn)).await;
     }
 
     /// Waits until every node of which something was heard has said that it failed, by itself or because it was told.
@@ -380,13 +415,14 @@ mod tests {
             user: "alice".into(),
             hosts: vec!["node1".into(), "node2".into()],
             capacity: 1,
+            receipt: String::new(),
         };
         Arc::new(MgsDriver::open(dir, NodeIndex::new(0), identity, 1_000).unwrap())
     }
 
     fn join(node: u16) -> MgsRequest {
         let address = SocketAddr::from(([127, 0, 0, 1], 100 + node));
-        MgsRequest::Join(Join { node: NodeIndex::new(node), incarnation: 1, address, rdma: vec![] })
+        MgsRequest::Join(Join { node: NodeIndex::new(node), incarnation: 1, address, rdma: vec![], held: None })
     }
 
     fn barrier(node: u16, wait_ms: u32) -> MgsRequest {
@@ -497,7 +533,7 @@ mod tests {
         assert_eq!(again.lost(), [NodeIndex::new(1)]);
         assert_eq!(
             again.call(barrier(0, 0)).await,
-            Ok(MgsReply::Barrier(Waited::Done(BarrierDone { lost: again.lost() })))
+            Ok(MgsReply::Barrier(Waited::Done(BarrierDone { lost: again.lost(), conclusion: None })))
         );
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use burstfs_client::fs::{ClientFs, Node as ClientNode, RemoteNode, Targets as ClientTargets};
 use burstfs_client::fuse::{self, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
-use burstfs_mgs::Identity as InstanceIdentity;
+use burstfs_mgs::{Identity as InstanceIdentity, Mgs};
 use burstfs_net::{
     ChannelLimits, Choice, Client, Identity, Listener, Munge, Network, NetworkConfig, ServerConfig, ServerHandle,
     ServerLimits, XidSource, serve,
@@ -18,7 +18,7 @@ use burstfs_net::{
 use burstfs_node::description::InstanceDescription;
 use burstfs_oss::{Options, Ost};
 use burstfs_proto::hello::Role;
-use burstfs_proto::mgs::{Join, Map};
+use burstfs_proto::mgs::{HeldPart, Join, Kept, Map};
 use burstfs_spec::Transport;
 use burstfs_types::{ClientId, Code, Failure, MdtIndex, NodeIndex};
 use tokio::sync::watch;
@@ -30,6 +30,7 @@ use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::rendezvous;
 use crate::roles::{Roles, Targets};
+use crate::staging;
 
 /// Object files that an OST keeps open.
 const OPEN_FILES_MAX: usize = 4096;
@@ -60,7 +61,7 @@ pub(crate) struct Node {
     /// What it answers to.
     pub(crate) services: Services,
     /// Answers the others for as long as it lives.
-    _server: Arc<ServerHandle>,
+    pub(crate) server: Arc<ServerHandle>,
 }
 
 /// What a node answers to, wherever it listens.
@@ -133,7 +134,9 @@ pub(crate) async fn find_directory(description: &InstanceDescription) -> Result<
     let port = listener.address().port();
     let own = NodeIndex::new(description.node_index);
     // Another node carries the MGS only when a life of its daemon before this one has taken it over.
-    let carries = own == NodeIndex::new(0) || (description.restarted && MgsDriver::was_in(&mgs_dir(description)));
+    // What is held is looked after by node 0 alone.
+    let was_here = || description.held.is_none() && description.restarted && MgsDriver::was_in(&mgs_dir(description));
+    let carries = own == NodeIndex::new(0) || was_here();
     let mgs = carries.then(|| open_mgs(description).map(Arc::new)).transpose().map_err(here)?;
     let (targets, opened) = watch::channel(None);
     let carried = Arc::new(watch::Sender::new(mgs.clone()));
@@ -174,7 +177,9 @@ impl Joining {
             move || open_targets(&description, links)
         });
         let rdma = self.network.rdma_addresses();
-        let join = Join { node: own, incarnation: description.incarnation, address: self.address, rdma };
+        let held = description.held.as_ref();
+        let held = held.map(|held| HeldPart { attempts: held.attempts, suspects: held.suspects.clone() });
+        let join = Join { node: own, incarnation: description.incarnation, address: self.address, rdma, held };
         let mut map = self.directory.join(join).await?;
         let here =
             |error: anyhow::Error| Failure::new(Code::DaemonFailed, format!("{}: {error:#}", description.node_name()));
@@ -189,7 +194,8 @@ impl Joining {
         spawn_resolvers(own, &targets, map.nodes.len());
         spawn_splitter(&targets);
         let fs = Arc::new(client_fs(own, &map, &targets, &client));
-        if description.restarted {
+        // No client is left of an instance that is held: nothing to tell them.
+        if description.restarted && description.held.is_none() {
             announce(Arc::clone(&fs));
         }
         Ok(Node {
@@ -202,7 +208,7 @@ impl Joining {
             xids: client.xids().clone(),
             ost: targets.ost,
             services: self.services,
-            _server: self.server,
+            server: self.server,
         })
     }
 }
@@ -261,6 +267,16 @@ fn open_network(description: &InstanceDescription, own_ips: &anyhow::Result<Vec<
 
 fn open_mgs(description: &InstanceDescription) -> anyhow::Result<MgsDriver> {
     let own = NodeIndex::new(description.node_index);
+    if let Some(held) = &description.held {
+        let kept = Kept {
+            failure: held.failure.clone(),
+            kept_until: held.kept_until.unwrap_or(u64::MAX),
+            errors_may_pass: held.hope.errors_may_pass,
+            nodes_may_return: held.hope.nodes_may_return,
+        };
+        let mgs = Mgs::hold(identity(description), kept, held.attempts);
+        return MgsDriver::new(&mgs_dir(description), own, mgs, description.incarnation);
+    }
     MgsDriver::open(&mgs_dir(description), own, identity(description), description.incarnation)
 }
 
@@ -278,6 +294,7 @@ pub(crate) fn identity(description: &InstanceDescription) -> InstanceIdentity {
         user: description.user.clone(),
         hosts: description.nodes.clone(),
         capacity: description.capacity_bytes.saturating_mul(nodes),
+        receipt: staging::receipt_path(description).to_string_lossy().into_owned(),
     }
 }
 

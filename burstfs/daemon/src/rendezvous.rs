@@ -16,6 +16,8 @@ const ATTEMPT: Duration = Duration::from_secs(3);
 /// Between two rounds over the ports: the first pause, and the longest.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_LAST: Duration = Duration::from_millis(200);
+/// The longest for a node that holds data: the others may be off for hours.
+const PAUSE_LAST_HELD: Duration = Duration::from_secs(5);
 /// Where a daemon notes its port, so that its next life answers at the same address.
 const PORT_FILE: &str = "port";
 
@@ -25,10 +27,11 @@ pub(crate) async fn listen(network: &Network, description: &InstanceDescription)
     let any = unspecified(resolve(&description.nodes[0]).await.ok());
     let port_file = description.data_dir.join(PORT_FILE);
     if let Some(port) = noted_port(&port_file).filter(|_| description.restarted) {
-        return network
-            .bind(SocketAddr::new(any, port))
-            .await
-            .with_context(|| format!("port {port} of the life before"));
+        let bound = network.bind(SocketAddr::new(any, port)).await;
+        // No map names the port of a life that is to make a new one.
+        if bound.is_ok() || description.held.is_none() {
+            return bound.with_context(|| format!("port {port} of the life before"));
+        }
     }
     let listener = match description.node_index {
         0 => bind_first_free(network, any, description).await?,
@@ -71,6 +74,7 @@ fn noted_port(file: &Path) -> Option<u16> {
 pub(crate) async fn find(client: &Client, description: &InstanceDescription) -> Result<Channel, Failure> {
     let host = &description.nodes[0];
     let mut pause = PAUSE_FIRST;
+    let pause_last = if description.held.is_some() { PAUSE_LAST_HELD } else { PAUSE_LAST };
     loop {
         match resolve(host).await {
             Ok(address) => {
@@ -81,7 +85,7 @@ pub(crate) async fn find(client: &Client, description: &InstanceDescription) -> 
             Err(error) => tracing::debug!("{host}: {error:#}"),
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_LAST);
+        pause = (pause * 2).min(pause_last);
     }
 }
 

@@ -132,13 +132,13 @@ impl Handler for Roles {
     }
 }
 
-/// The `burstfs` command may ask how the instance is, and nothing else.
+/// The `burstfs` command may ask how the instance is, and have what is held drained; nothing else.
 fn check_role(peer: &Peer, opcode: u16) -> Result<(), Errno> {
     use burstfs_proto::Rpc;
-    use burstfs_proto::mgs::{Check, Status};
+    use burstfs_proto::mgs::{Check, Resume, Status};
     match peer.role {
         Role::Node(_) => Ok(()),
-        Role::Command if [Status::OPCODE, Check::OPCODE].contains(&opcode) => Ok(()),
+        Role::Command if [Status::OPCODE, Check::OPCODE, Resume::OPCODE].contains(&opcode) => Ok(()),
         Role::Command => Err(Errno::EACCES),
     }
 }
@@ -150,11 +150,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_may_only_ask_for_the_status() {
+    fn a_command_may_only_ask_and_resume() {
         let client = ClientId { node: NodeIndex::new(0), incarnation: 1 };
         let command = Peer { uid: 7, role: Role::Command, client };
         let node = Peer { role: Role::Node(client), ..command };
-        for (opcode, expected) in [(0x0306, Ok(())), (0x0301, Err(Errno::EACCES)), (0x0101, Err(Errno::EACCES))] {
+        for (opcode, expected) in
+            [(0x0306, Ok(())), (0x0310, Ok(())), (0x0301, Err(Errno::EACCES)), (0x0101, Err(Errno::EACCES))]
+        {
             assert_eq!(check_role(&command, opcode), expected);
             assert_eq!(check_role(&node, opcode), Ok(()));
         }

@@ -89,6 +89,7 @@ impl Staging {
         let worked = self.work(direction, seat.clone(), jobs, cancel).await;
         let Some((mgs, ledger)) = ledger else { return worked.map(|()| None) };
         let mut problems: Vec<String> = mgs.lost().into_iter().map(|node| self.lost(node)).collect();
+        problems.extend(mgs.suspects().into_iter().map(|node| self.suspect(node)));
         problems.extend(worked.err().map(|failure| failure.to_string()));
         let outcome = ledger.finish(self.tree.clone(), &problems).await;
         Ok(Some(Conclusion { ledger, outcome, began }))
@@ -139,12 +140,23 @@ impl Staging {
     }
 
     fn lost(&self, node: NodeIndex) -> String {
-        let host = self.description.nodes.get(usize::from(node.get())).map_or("?", String::as_str);
-        format!("{host} was lost, with what it held")
+        format!("{} was lost, with what it held", self.host(node))
+    }
+
+    fn suspect(&self, node: NodeIndex) -> String {
+        format!(
+            "{} was lost before all that the job wrote was on its disk: files may be missing, or older than they were",
+            self.host(node)
+        )
+    }
+
+    fn host(&self, node: NodeIndex) -> &str {
+        self.description.nodes.get(usize::from(node.get())).map_or("?", String::as_str)
     }
 
     /// Writes receipt and report of a drain next to the job's output.
-    pub(crate) fn write_receipt(&self, conclusion: &Conclusion) -> Result<PathBuf, Failure> {
+    /// `kept` says what becomes of what is missing.
+    pub(crate) fn write_receipt(&self, conclusion: &Conclusion, kept: Option<String>) -> Result<PathBuf, Failure> {
         let description = &self.description;
         let header = Header {
             instance: description.instance.to_string(),
@@ -152,6 +164,7 @@ impl Staging {
             user: description.user.clone(),
             began: humantime::format_rfc3339_seconds(conclusion.began).to_string(),
             ended: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            kept,
         };
         let dir = output_dir(description.stdout.as_deref(), &description.work_dir);
         conclusion
@@ -185,6 +198,18 @@ impl StageSink for Sink {
 fn attempt() -> u32 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_secs() as u32
+}
+
+/// Where the receipt of the job's drain is, or will be.
+pub(crate) fn receipt_path(description: &InstanceDescription) -> PathBuf {
+    let dir = output_dir(description.stdout.as_deref(), &description.work_dir);
+    burstfs_stager::receipt_path(&dir, description.instance.job_id())
+}
+
+/// Where its report is.
+pub(crate) fn report_path(description: &InstanceDescription) -> PathBuf {
+    let dir = output_dir(description.stdout.as_deref(), &description.work_dir);
+    burstfs_stager::report_path(&dir, description.instance.job_id())
 }
 
 /// The directory of the job's output: where its user looks.

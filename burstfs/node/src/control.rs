@@ -11,8 +11,16 @@
 //!                              <---------------------  {"ready": {"environment": {..}}}  or  {"failed": {..}}
 //!   "cancel"                   --------------------->             before ready: answer "failed" and end
 //!   "client_gone"              --------------------->             unmounted here: begin the end
-//!                              <---------------------  {"state": "draining"} {"progress": {..}}
-//!                              <---------------------  {"drained": {"complete": true, "failure": null}}
+//!                              <---------------------  {"state": "draining"} "durable" {"progress": {..}}
+//!                              <---------------------  {"drained": {"complete": true, "failure": null, ..}}
+//!   "stop"                     --------------------->             exit
+//! ```
+//! When the drain is not complete the supervisor starts another daemon, which holds what is left ("held" in its description):
+//! ```text
+//!                              <---------------------  {"state": "held"}
+//!   "resume"                   --------------------->             an attempt now, not only when it is time
+//!                              <---------------------  {"state": "draining"} {"progress": {..}} {"drained": {..}}
+//!   {"removed": {..}}          --------------------->             what is held is removed now: tell the user
 //!   "stop"                     --------------------->             exit
 //! ```
 //! A daemon whose supervisor dies sees the end of the stream and goes on serving.
@@ -22,12 +30,13 @@
 
 use std::collections::BTreeMap;
 
-use burstfs_types::Failure;
+use burstfs_types::{Failure, NodeIndex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::description::InstanceDescription;
+use crate::held::Hope;
 
 /// The longest line, its newline included.
 pub const LINE_MAX_BYTES: usize = 1 << 20;
@@ -48,6 +57,10 @@ pub enum NodeMessage {
     ClientGone,
     /// Give up starting.
     Cancel,
+    /// Try at once to drain what is held.
+    Resume,
+    /// What is held is removed now; why.
+    Removed(Failure),
     /// Exit now.
     Stop,
 }
@@ -73,7 +86,13 @@ pub enum DaemonMessage {
         complete: bool,
         /// Why not.
         failure: Option<Failure>,
+        /// What can make another attempt come to more.
+        hope: Hope,
+        /// As [`Held::suspects`](crate::held::Held::suspects).
+        suspects: Vec<NodeIndex>,
     },
+    /// The job is over on all nodes, none of which was lost, and what it wrote on this one is on its disk.
+    Durable,
 }
 
 /// How far an instance is on this node.
@@ -86,6 +105,8 @@ pub enum State {
     StagingIn,
     /// The job may use it.
     Ready,
+    /// Waiting for a time, for nodes or for a word to try again what could not be drained.
+    Held,
     /// Copying output.
     Draining,
     /// Nothing is left to copy.
@@ -200,8 +221,14 @@ mod tests {
             "{\"failed\":{\"code\":\"E207\",\"message\":\"x\"}}\n"
         );
         assert_eq!(
-            text(&DaemonMessage::Drained { complete: true, failure: None }),
-            "{\"drained\":{\"complete\":true,\"failure\":null}}\n"
+            text(&DaemonMessage::Drained {
+                complete: true,
+                failure: None,
+                hope: Hope::default(),
+                suspects: Vec::new()
+            }),
+            "{\"drained\":{\"complete\":true,\"failure\":null,\
+             \"hope\":{\"errors_may_pass\":false,\"nodes_may_return\":false},\"suspects\":[]}}\n"
         );
         assert_eq!(encode(&NodeMessage::ClientGone).unwrap(), b"\"client_gone\"\n");
         assert_eq!(encode(&NodeMessage::Cancel).unwrap(), b"\"cancel\"\n");
@@ -215,7 +242,12 @@ mod tests {
         let messages = [
             DaemonMessage::State(State::Starting),
             DaemonMessage::Progress(Progress { bytes_done: 7, ..Progress::default() }),
-            DaemonMessage::Drained { complete: false, failure: Some(Failure::new(Code::DrainFailed, "quota\n")) },
+            DaemonMessage::Drained {
+                complete: false,
+                failure: Some(Failure::new(Code::DrainFailed, "quota\n")),
+                hope: Hope::ALL,
+                suspects: vec![NodeIndex::new(3)],
+            },
         ];
         let stream: Vec<u8> = messages.iter().flat_map(|message| encode(message).unwrap()).collect();
         for step in 1..stream.len() {

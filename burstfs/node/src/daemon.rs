@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use burstfs_node::control::{DaemonMessage, LineDecoder, NodeMessage, encode};
-use burstfs_types::Failure;
+use burstfs_types::{Failure, limits};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -193,10 +193,13 @@ fn check(message: DaemonMessage) -> Result<DaemonMessage, &'static str> {
         DaemonMessage::Ready { environment } if is_acceptable(&environment) => Ok(DaemonMessage::Ready { environment }),
         DaemonMessage::Ready { .. } => Err("it asked for an environment that no job gets"),
         DaemonMessage::Failed(failure) => Ok(DaemonMessage::Failed(one_line(failure))),
-        DaemonMessage::Drained { complete, failure } => {
-            Ok(DaemonMessage::Drained { complete, failure: failure.map(one_line) })
+        DaemonMessage::Drained { suspects, .. } if suspects.len() > limits::NODES_MAX => {
+            Err("it doubts more nodes than there can be")
         }
-        message @ (DaemonMessage::State(_) | DaemonMessage::Progress(_)) => Ok(message),
+        DaemonMessage::Drained { complete, failure, hope, suspects } => {
+            Ok(DaemonMessage::Drained { complete, failure: failure.map(one_line), hope, suspects })
+        }
+        message @ (DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Durable) => Ok(message),
     }
 }
 

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use burstfs_types::{InstanceId, MetadataPolicy};
 use serde::{Deserialize, Serialize};
 
-use burstfs_spec::Transport;
+use burstfs_spec::{TimeSpan, Transport};
 
 pub use burstfs_spec::JobSpec;
+
+use crate::held::Held;
 
 /// The version of [`InstanceDescription`] that this build writes and reads.
 pub const DESCRIPTION_VERSION: u32 = 1;
@@ -59,12 +61,21 @@ pub struct InstanceDescription {
     pub restarted: bool,
     /// Which life of this node's `burstfsd` this is: nanoseconds since the epoch.
     pub incarnation: u64,
+    /// Whether the drain goes on beside the node's next job: the site does not let epilogs wait for it.
+    pub drains_alone: bool,
+    /// What is held, when this life is one that tries to drain it; `None` for the lives until the job's end.
+    pub held: Option<Held>,
 }
 
 impl InstanceDescription {
     /// This node's name.
     pub fn node_name(&self) -> &str {
         self.nodes.get(usize::from(self.node_index)).map_or("?", String::as_str)
+    }
+
+    /// How long what cannot be drained is kept: the longest that a directive asks for.
+    pub fn retain(&self) -> TimeSpan {
+        self.spec.stage_out.iter().map(|stage| stage.retain).max().unwrap_or(TimeSpan::DAY)
     }
 }
 
@@ -145,7 +156,10 @@ mod tests {
             metadata: MetadataPolicy::default(),
             restarted: false,
             incarnation: 1,
+            drains_alone: false,
+            held: None,
         };
+        assert_eq!(description.retain(), TimeSpan::DAY);
         let text = serde_json::to_string(&description).unwrap();
         assert_eq!(serde_json::from_str::<InstanceDescription>(&text).unwrap(), description);
         assert_eq!(description.node_name(), "n2");

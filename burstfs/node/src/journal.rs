@@ -15,9 +15,10 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use burstfs_types::Failure;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::held::Held;
 
 /// No instance makes as many steps: each takes some 100 bytes, and a daemon that keeps ending is given up.
 const JOURNAL_MAX_BYTES: u64 = 1 << 20;
@@ -44,11 +45,10 @@ pub enum Step {
         /// Nothing is left that exists only here.
         complete: bool,
     },
-    /// The data stays until an administrator removes it.
-    Held {
-        /// Why.
-        failure: Failure,
-    },
+    /// The job is over everywhere, and what it wrote here is on the disk: a power loss takes nothing of it any more.
+    Durable,
+    /// The data stays, for a time.
+    Held(Held),
     /// The data is removed; nothing that follows needs it.
     Remove,
 }
@@ -65,7 +65,7 @@ pub enum Standing {
     /// The drain is complete, or the removal has begun: the data can go.
     Disposable,
     /// The data is to be kept.
-    Held(Failure),
+    Held(Held),
 }
 
 /// Why there is no usable journal.
@@ -122,7 +122,7 @@ impl Journal {
     }
 
     /// Makes what was recorded survive a power loss. Needed where losing the record would let a recovery remove data:
-    /// after [`Step::Ready`] and [`Step::Held`]. Losing any other step makes a recovery do more work or keep too much.
+    /// after [`Step::Ready`] and [`Step::Held`]; after [`Step::Durable`], so that it is of use. Losing any other step makes a recovery do more work or keep too much.
     pub fn sync(&self) -> Result<(), JournalError> {
         Ok(self.file.sync_data()?)
     }
@@ -130,6 +130,17 @@ impl Journal {
     /// What was recorded, oldest first.
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// Whether it is so long that only what ends the instance should still be recorded: its data may be tried in vain for
+    /// days, by a daemon of its user's.
+    pub fn is_long(&mut self) -> Result<bool, JournalError> {
+        Ok(self.file.stream_position()? > JOURNAL_MAX_BYTES / 2)
+    }
+
+    /// Whether a power loss takes nothing of what the job wrote.
+    pub fn is_durable(&self) -> bool {
+        self.steps.contains(&Step::Durable)
     }
 
     /// What the steps mean for the data.
@@ -146,23 +157,26 @@ fn parse(bytes: &[u8]) -> Result<Vec<Step>, JournalError> {
     lines.map(step).collect()
 }
 
-/// One step further. A removal, once begun, cannot be taken back, and held data is held until it is removed.
+/// One step further. A removal, once begun, cannot be taken back, and held data is held until it is drained or removed.
 fn advance(standing: Standing, step: &Step) -> Standing {
     match (standing, step) {
         (_, Step::Remove) => Standing::Disposable,
-        (_, Step::Held { failure }) => Standing::Held(failure.clone()),
+        (_, Step::Held(held)) => Standing::Held(held.clone()),
         (Standing::Unused, Step::Ready) => Standing::InUse,
         (Standing::InUse, Step::Drain) => Standing::Draining,
-        (Standing::InUse | Standing::Draining, Step::Drained { complete: true }) => Standing::Disposable,
+        (Standing::InUse | Standing::Draining | Standing::Held(_), Step::Drained { complete: true }) => {
+            Standing::Disposable
+        }
         (standing, _) => standing,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use burstfs_types::Code;
+    use burstfs_types::{Code, Failure};
 
     use super::*;
+    use crate::held::Hope;
 
     fn reopen(file: &tempfile::NamedTempFile) -> Result<Journal, JournalError> {
         Journal::open(File::options().read(true).write(true).open(file.path()).unwrap())
@@ -176,6 +190,7 @@ mod tests {
             Step::Ready,
             Step::StartDaemon { restarted: true },
             Step::Drain,
+            Step::Durable,
             Step::Drained { complete: true },
             Step::Remove,
         ]
@@ -202,18 +217,27 @@ mod tests {
 
     #[test]
     fn standing_follows_the_steps() {
-        let held = Failure::new(Code::Held, "quota");
+        let held = Held {
+            failure: Failure::new(Code::Held, "quota"),
+            kept_until: Some(7),
+            attempts: 1,
+            hope: Hope { errors_may_pass: true, nodes_may_return: false },
+            suspects: Vec::new(),
+        };
         let standing = |steps: &[Step]| steps.iter().fold(Standing::Unused, advance);
         let all = life();
         assert_eq!(standing(&all[..3]), Standing::Unused);
         assert_eq!(standing(&all[..5]), Standing::InUse);
         assert_eq!(standing(&all[..6]), Standing::Draining);
-        assert_eq!(standing(&all[..7]), Standing::Disposable);
+        assert_eq!(standing(&all[..7]), Standing::Draining);
+        assert_eq!(standing(&all[..8]), Standing::Disposable);
         assert_eq!(standing(&all), Standing::Disposable);
-        let drain_failed = [&all[..6], &[Step::Drained { complete: false }]].concat();
+        let drain_failed = [&all[..7], &[Step::Drained { complete: false }]].concat();
         assert_eq!(standing(&drain_failed), Standing::Draining);
-        let kept = [drain_failed, vec![Step::Held { failure: held.clone() }, Step::Drain]].concat();
+        let kept = [drain_failed, vec![Step::Held(held.clone()), Step::Drain]].concat();
         assert_eq!(standing(&kept), Standing::Held(held));
+        let resumed = [kept, vec![Step::Drained { complete: true }]].concat();
+        assert_eq!(standing(&resumed), Standing::Disposable);
     }
 
     #[test]

@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
+use burstfs_node::held::Held;
 use burstfs_node::journal::{Standing, Step};
 use burstfs_types::{Failure, InstanceId};
 use serde::Serialize;
 
 use crate::error::NodeError;
+use crate::log;
 use crate::node_socket::{Connection, Reply, Request, Status};
 use crate::recover;
 use crate::settings::Settings;
 use crate::stop;
 use crate::store::{RunBase, Storage};
+use crate::takeover;
+
+/// The state of an instance that nobody looks after.
+const LOST: &str = "LOST";
 
 /// How long a supervisor may take: it may be busy unmounting.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,6 +33,8 @@ struct Row {
     supervisor_pid: Option<i32>,
     daemon_pid: Option<i32>,
     restarts: Option<u32>,
+    /// Seconds since the epoch, for what is held.
+    kept_until: Option<u64>,
     reason: Option<String>,
 }
 
@@ -75,8 +83,8 @@ fn row(settings: &Settings, run_base: &RunBase, instance: InstanceId) -> Result<
     };
     let launched = run.as_ref().and_then(|run| run.launch().ok().flatten()).map(|launch| launch.description);
     let description = launched.or(on_disk);
-    let (state, reason) = match &status {
-        Some(status) => (status.state.clone(), None),
+    let (state, held) = match &status {
+        Some(status) => (status.state.clone(), status.held.clone()),
         None => unattended(settings, &instance)?,
     };
     Ok(Row {
@@ -87,8 +95,12 @@ fn row(settings: &Settings, run_base: &RunBase, instance: InstanceId) -> Result<
         daemon_pid: status.as_ref().and_then(|status| status.daemon_pid),
         restarts: status.as_ref().map(|status| status.restarts),
         instance,
+        reason: match state.as_str() {
+            LOST => Some("its supervisor is gone; burstfs-node recover takes care of it".to_owned()),
+            _ => held.as_ref().map(|held| format!("{}: {}", log::until(held.kept_until), held.failure)),
+        },
+        kept_until: held.and_then(|held| held.kept_until),
         state,
-        reason,
     })
 }
 
@@ -96,16 +108,15 @@ fn status(mut connection: Connection) -> Option<Status> {
     connection.send(&Request::Status).ok()?;
     match connection.wait(Some(PATIENCE))? {
         Reply::Status(status) => Some(status),
-        Reply::Recorded | Reply::Stopping { .. } | Reply::Stopped(_) => None,
+        Reply::Recorded | Reply::Stopping { .. } | Reply::Stopped(_) | Reply::Heard { .. } => None,
     }
 }
 
 /// The state of an instance without a supervisor.
-fn unattended(settings: &Settings, instance: &InstanceId) -> Result<(String, Option<String>), NodeError> {
-    let lost = "its supervisor is gone; burstfs-node recover takes care of it";
+fn unattended(settings: &Settings, instance: &InstanceId) -> Result<(String, Option<Held>), NodeError> {
     Ok(match recover::standing(settings, instance)? {
-        Some(Standing::Held(failure)) => ("HELD".to_owned(), Some(failure.to_string())),
-        Some(_) => ("LOST".to_owned(), Some(lost.to_owned())),
+        Some(Standing::Held(held)) => ("HELD".to_owned(), Some(held)),
+        Some(_) => (LOST.to_owned(), None),
         None => ("FAILED".to_owned(), None),
     })
 }
@@ -113,15 +124,41 @@ fn unattended(settings: &Settings, instance: &InstanceId) -> Result<(String, Opt
 /// Removes the held data of an instance.
 pub(crate) fn collect(settings: &Settings, instance: &InstanceId) -> Result<(), NodeError> {
     let run_base = RunBase::open(&settings.run_dir)?;
-    let _lock = run_base.lock()?;
+    let lock = run_base.lock()?;
     let storage = Storage::open(&settings.nvme)?;
+    let not_held = || NodeError::Usage(format!("{instance} is not held on this node; see burstfs-node list"));
     let is_held = matches!(recover::standing(settings, instance)?, Some(Standing::Held(_)));
-    let (Some(dir), true, None) = (storage.find(instance)?, is_held, run_base.find(instance)?) else {
-        return Err(NodeError::Usage(format!("{instance} is not held on this node; see burstfs-node list")));
-    };
+    let dir = storage.find(instance)?.filter(|_| is_held).ok_or_else(not_held)?;
+    let run = run_base.find(instance)?;
+    if let Some(supervisor) = run.as_ref().and_then(|run| Connection::open(run.dir())) {
+        drop(lock);
+        return discard(supervisor, instance);
+    }
     // A journal that cannot be read is no reason to keep what an administrator wants gone.
     if let Ok(mut journal) = dir.journal() {
         journal.record(Step::Remove)?;
     }
-    storage.remove(instance)
+    storage.remove(instance)?;
+    run_base.remove(instance)
+}
+
+/// Has the supervisor remove what it holds.
+fn discard(mut supervisor: Connection, instance: &InstanceId) -> Result<(), NodeError> {
+    supervisor.send(&Request::Discard)?;
+    let mut process = None;
+    loop {
+        match supervisor.wait::<Reply>(None) {
+            Some(Reply::Recorded | Reply::Status(_) | Reply::Stopping { .. }) => {}
+            Some(Reply::Heard { is_held: true, pid }) => process = takeover::process_of(pid),
+            Some(Reply::Heard { is_held: false, .. }) => {
+                let message = format!("{instance} is not held any more on this node; see burstfs-node list");
+                return Err(NodeError::Usage(message));
+            }
+            Some(Reply::Stopped(report)) => {
+                takeover::wait_for_exit(process);
+                return report.warnings.into_iter().next().map_or(Ok(()), |failure| Err(failure.into()));
+            }
+            None => return Err(NodeError::SupervisorGone(instance.to_string())),
+        }
+    }
 }

@@ -51,6 +51,11 @@ pub(crate) fn printable(text: &str, max: usize) -> String {
     out
 }
 
+/// Until when something is kept, as people read it.
+pub(crate) fn until(epoch_secs: Option<u64>) -> String {
+    epoch_secs.map_or_else(|| "until it is removed".to_owned(), |secs| format!("until {}Z", &utc(secs)[..16]))
+}
+
 /// `2026-08-12T10:00:00` of seconds since the epoch (Hinnant's civil_from_days).
 fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -75,6 +80,7 @@ mod tests {
         assert_eq!(utc(951_782_399), "2000-02-28T23:59:59");
         assert_eq!(utc(951_782_400), "2000-02-29T00:00:00");
         assert_eq!(utc(1_786_528_800), "2026-08-12T10:00:00");
+        assert_eq!(until(Some(1_786_528_830)), "until 2026-08-12T10:00Z");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod dirs;
 mod error;
 mod job_script;
 mod job_watch;
+mod keeping;
 mod list;
 mod log;
 mod mount;

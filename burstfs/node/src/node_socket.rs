@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use burstfs_node::control::{LineDecoder, Progress, encode};
+use burstfs_node::held::Held;
 use burstfs_types::Failure;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -30,6 +31,10 @@ pub(crate) enum Request {
     Stop,
     /// Say how things are.
     Status,
+    /// Try at once to drain what is held.
+    Resume,
+    /// Remove what is held, and say when that is done.
+    Discard,
 }
 
 /// What a supervisor answers.
@@ -40,8 +45,10 @@ pub(crate) enum Reply {
     Recorded,
     /// The end has begun; the supervisor's process id.
     Stopping { pid: i32 },
-    /// Nothing of the instance is left but, perhaps, held data.
+    /// Nothing of the instance is left but, perhaps, what goes on by itself.
     Stopped(Report),
+    /// What was asked is for held data, and this is none; or it has begun. The supervisor's process id.
+    Heard { is_held: bool, pid: i32 },
     /// How things are.
     Status(Status),
 }
@@ -49,8 +56,10 @@ pub(crate) enum Reply {
 /// How an instance ended on this node.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Why data is kept.
-    pub(crate) held: Option<Failure>,
+    /// What is kept, and why.
+    pub(crate) held: Option<Held>,
+    /// The drain goes on.
+    pub(crate) is_draining: bool,
     /// What did not go as it should.
     pub(crate) warnings: Vec<Failure>,
 }
@@ -63,6 +72,7 @@ pub(crate) struct Status {
     pub(crate) daemon_pid: Option<i32>,
     pub(crate) restarts: u32,
     pub(crate) progress: Progress,
+    pub(crate) held: Option<Held>,
 }
 
 /// Where the socket is, short enough for a socket's address however long the directory's path is.

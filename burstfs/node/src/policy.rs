@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!             staging_in          ready             Stop                 drained
-//!   STARTING ------------> STAGING_IN ----> READY ---------> DRAINING ------------> ENDING(Remove | Hold)
+//!   STARTING ------------> STAGING_IN ----> READY ---------> DRAINING ------------> ENDING(Remove)
 //!      |  \                 /  |            |  ^ daemon ended   |  ^ daemon ended
 //!      |   \ Stop     Stop /   |            +--+ (restart)      +--+ (restart, without mount)
-//!      |    v             v    |            | too often
-//!      |      CANCELLING       |            v
-//!      |          |            |           LOST ---- Stop ----> DRAINING
-//!      v          v            v
+//!      |    v             v    |            | too often         | incomplete, no progress
+//!      |      CANCELLING       |            v                   v
+//!      |          |            |           LOST -- Stop -->    HELD, see [`crate::keeping`]
+//!      v          v            v                 DRAINING
 //!     ENDING(Fail): failed | daemon ended | too long
 //! ```
 //!
@@ -19,8 +19,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use burstfs_node::control::{DaemonMessage, NodeMessage, Progress, State};
+use burstfs_node::held::{Held, Hope};
 use burstfs_node::journal::Step;
 use burstfs_types::{Code, Failure};
+
+use crate::keeping::Keeping;
 
 /// How many restarts of `burstfsd` within [`RESTART_WINDOW`] are one too many.
 const RESTARTS_MAX: usize = 5;
@@ -41,6 +44,8 @@ pub(crate) enum Phase {
     Lost,
     Cancelling,
     Draining,
+    /// Something could not be drained: data is kept.
+    Held,
     Ending,
 }
 
@@ -53,6 +58,7 @@ impl Phase {
             Phase::Lost => "DEGRADED",
             Phase::Cancelling => "CANCELLING",
             Phase::Draining => "DRAINING",
+            Phase::Held => "HELD",
             Phase::Ending => "ENDING",
         }
     }
@@ -71,6 +77,10 @@ pub(crate) enum Event {
     JobEnded(String),
     /// [`Machine::deadline`] has passed.
     TimedOut,
+    /// Somebody wants what is held drained now.
+    Resume,
+    /// An administrator wants what is held removed.
+    Discard,
 }
 
 /// What to do.
@@ -94,8 +104,16 @@ pub(crate) enum Action {
     Restart { serves_mount: bool },
     /// End `burstfsd`: with time to exit by itself, or at once.
     EndDaemon { patiently: bool },
+    /// Start `burstfsd` to drain what is held, when it can.
+    RestartHeld(Held),
+    /// Whoever waits for the end need not wait any more: data is held, or (`None`) the drain goes on by itself.
+    Release(Option<Held>),
+    /// Make what was journalled survive a power loss.
+    SyncJournal,
     /// Put something unexpected into the log.
     Warn(Failure),
+    /// Put something into the log.
+    Note(String),
     /// The last action.
     Finish(Finish),
 }
@@ -107,8 +125,8 @@ pub(crate) enum Finish {
     Fail,
     /// Nothing.
     Remove,
-    /// The data.
-    Hold(Failure),
+    /// The data, which nobody looks after: what is known of it cannot be read.
+    Leave(Held),
 }
 
 /// How long to wait.
@@ -116,6 +134,25 @@ pub(crate) enum Finish {
 pub(crate) struct Patience {
     pub(crate) start: Duration,
     pub(crate) no_progress: Duration,
+    /// How long an epilog waits for what cannot be drained.
+    pub(crate) retry: Duration,
+    /// How long what is held is kept.
+    pub(crate) retain: Duration,
+    /// The wall clock at the moment from which all times are counted.
+    pub(crate) epoch_secs: u64,
+    /// Whether the epilog waits for no drain.
+    pub(crate) returns_node: bool,
+}
+
+impl Patience {
+    /// The moment of a time of the wall clock; the beginning when it was before.
+    pub(crate) fn at(&self, epoch_secs: u64) -> Duration {
+        Duration::from_secs(epoch_secs.saturating_sub(self.epoch_secs))
+    }
+
+    fn kept_until(&self, now: Duration) -> u64 {
+        self.epoch_secs.saturating_add(now.saturating_add(self.retain).as_secs())
+    }
 }
 
 /// The state. `now` is the time since any fixed moment.
@@ -127,6 +164,8 @@ pub(crate) struct Machine {
     progress: Progress,
     restarts: VecDeque<Duration>,
     restart_count: u32,
+    /// In [`Phase::Held`].
+    keeping: Option<Keeping>,
 }
 
 impl Machine {
@@ -139,6 +178,7 @@ impl Machine {
             progress: Progress::default(),
             restarts: VecDeque::new(),
             restart_count: 0,
+            keeping: None,
         };
         machine.deadline = match phase {
             Phase::Starting | Phase::Ready => machine.start_deadline(now),
@@ -147,13 +187,33 @@ impl Machine {
         machine
     }
 
+    /// Data is held already, and nobody waits for the end; what to do first.
+    pub(crate) fn of_held(held: Held, patience: Patience, now: Duration) -> (Machine, Vec<Action>) {
+        let mut machine = Machine::new(Phase::Held, patience, now);
+        let actions = machine.keeping.insert(Keeping::new(held, patience, None, now)).begin(now);
+        (machine, actions)
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.phase
     }
 
+    /// The phase, as people see it.
+    pub(crate) fn state(&self) -> &'static str {
+        match &self.keeping {
+            Some(keeping) if keeping.is_draining() => Phase::Draining.name(),
+            Some(_) | None => self.phase.name(),
+        }
+    }
+
+    /// What is held, if anything.
+    pub(crate) fn held(&self) -> Option<&Held> {
+        self.keeping.as_ref().map(Keeping::held)
+    }
+
     /// When [`Event::TimedOut`] is due.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.deadline
+        self.keeping.as_ref().map_or(self.deadline, Keeping::deadline)
     }
 
     /// The latest counters.
@@ -177,6 +237,7 @@ impl Machine {
             Phase::Ready | Phase::Lost => self.while_ready(event, now),
             Phase::Cancelling => self.while_cancelling(event, now),
             Phase::Draining => self.while_draining(event, now),
+            Phase::Held => self.while_held(event, now),
             Phase::Ending => Vec::new(),
         }
     }
@@ -200,6 +261,9 @@ impl Machine {
         if advanced && matches!(self.phase, Phase::StagingIn | Phase::Draining) {
             self.deadline = self.progress_deadline(now);
         }
+        if advanced && let Some(keeping) = &mut self.keeping {
+            keeping.advance(now);
+        }
     }
 
     fn while_starting(&mut self, event: Event, now: Duration) -> Vec<Action> {
@@ -221,7 +285,9 @@ impl Machine {
                 let failure = Failure::new(Code::Internal, "burstfsd said that it has drained before it was ready");
                 self.fail(failure, true, false)
             }
-            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_)) => Vec::new(),
+            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Durable)
+            | Event::Resume
+            | Event::Discard => Vec::new(),
             Event::DaemonEnded(words) => {
                 let failure = Failure::new(Code::DaemonFailed, format!("burstfsd could not start: {words}"));
                 self.fail(failure, true, false)
@@ -270,7 +336,7 @@ impl Machine {
             }
             Event::Said(DaemonMessage::Failed(_)) => self.fail(cancelled(), false, true),
             Event::DaemonEnded(_) | Event::TimedOut => self.fail(cancelled(), false, false),
-            Event::Said(_) | Event::Stop | Event::JobEnded(_) => Vec::new(),
+            Event::Said(_) | Event::Stop | Event::JobEnded(_) | Event::Resume | Event::Discard => Vec::new(),
         }
     }
 
@@ -292,9 +358,14 @@ impl Machine {
                 Vec::new()
             }
             Event::Said(DaemonMessage::Failed(failure)) => vec![Action::Warn(failure)],
-            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Drained { .. }) => {
-                Vec::new()
-            }
+            Event::Said(
+                DaemonMessage::State(_)
+                | DaemonMessage::Progress(_)
+                | DaemonMessage::Drained { .. }
+                | DaemonMessage::Durable,
+            )
+            | Event::Resume
+            | Event::Discard => Vec::new(),
         }
     }
 
@@ -308,6 +379,9 @@ impl Machine {
             actions.push(Action::Restart { serves_mount: false });
         }
         actions.push(Action::Send(NodeMessage::ClientGone));
+        if self.patience.returns_node {
+            actions.push(Action::Release(None));
+        }
         actions
     }
 
@@ -340,8 +414,15 @@ impl Machine {
 
     fn while_draining(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
-            Event::Said(DaemonMessage::Drained { complete, failure }) => self.drained(complete, failure),
-            Event::Said(DaemonMessage::Failed(failure)) => self.hold(failure, true),
+            Event::Said(DaemonMessage::Drained { complete: true, failure, .. }) => self.drained(failure),
+            Event::Said(DaemonMessage::Drained { complete: false, failure, hope, suspects }) => {
+                let unnamed = || Failure::new(Code::DrainIncomplete, "burstfsd gave no reason");
+                let failure = failure.unwrap_or_else(unnamed);
+                self.hold(Held { suspects, ..self.held_now(failure, hope, now) }, true, now)
+            }
+            Event::Said(DaemonMessage::Failed(failure)) => self.hold(self.held_now(failure, Hope::ALL, now), true, now),
+            Event::Said(DaemonMessage::Durable) => vec![Action::Journal(Step::Durable), Action::SyncJournal],
+            Event::Stop if self.patience.returns_node => vec![Action::Release(None)],
             Event::DaemonEnded(words) if self.may_restart(now) => {
                 self.deadline = self.progress_deadline(now);
                 // What the next one does counts from 0.
@@ -355,23 +436,40 @@ impl Machine {
             }
             Event::DaemonEnded(words) => {
                 let message = format!("burstfsd ended {} times while it drained: {words}", RESTARTS_MAX + 1);
-                self.hold(Failure::new(Code::DrainIncomplete, message), false)
+                let failure = Failure::new(Code::DrainIncomplete, message);
+                self.hold(self.held_now(failure, Hope::ALL, now), false, now)
             }
+            // Who waits has waited long enough.
             Event::TimedOut => {
                 let message = format!("the drain made no progress for {} s", self.patience.no_progress.as_secs());
-                self.hold(Failure::new(Code::DrainIncomplete, message), false)
+                self.patience.retry = Duration::ZERO;
+                let failure = Failure::new(Code::DrainIncomplete, message);
+                self.hold(self.held_now(failure, Hope::ALL, now), false, now)
             }
             Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Ready { .. })
             | Event::JobEnded(_)
+            | Event::Resume
+            | Event::Discard
             | Event::Stop => Vec::new(),
         }
     }
 
-    fn drained(&mut self, complete: bool, failure: Option<Failure>) -> Vec<Action> {
-        if !complete {
-            let unnamed = || Failure::new(Code::DrainIncomplete, "burstfsd gave no reason");
-            return self.hold(failure.unwrap_or_else(unnamed), true);
+    fn while_held(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let Some(keeping) = &mut self.keeping else { return Vec::new() };
+        let actions = keeping.apply(event, now);
+        if keeping.is_over() {
+            self.phase = Phase::Ending;
+            self.keeping = None;
+            self.deadline = None;
         }
+        if actions.iter().any(|action| matches!(action, Action::RestartHeld(_))) {
+            // What the next one does counts from 0.
+            self.progress = Progress { used_bytes: self.progress.used_bytes, ..Progress::default() };
+        }
+        actions
+    }
+
+    fn drained(&mut self, failure: Option<Failure>) -> Vec<Action> {
         self.phase = Phase::Ending;
         self.deadline = None;
         let mut actions = vec![Action::Journal(Step::Drained { complete: true })];
@@ -380,14 +478,21 @@ impl Machine {
         actions
     }
 
-    fn hold(&mut self, failure: Failure, patiently: bool) -> Vec<Action> {
-        self.phase = Phase::Ending;
+    fn held_now(&self, failure: Failure, hope: Hope, now: Duration) -> Held {
+        Held { failure, kept_until: Some(self.patience.kept_until(now)), attempts: 1, hope, suspects: Vec::new() }
+    }
+
+    /// The drain has failed: what is here is kept, and tried again.
+    fn hold(&mut self, held: Held, patiently: bool, now: Duration) -> Vec<Action> {
+        self.phase = Phase::Held;
         self.deadline = None;
-        vec![
-            Action::Journal(Step::Held { failure: failure.clone() }),
-            Action::EndDaemon { patiently },
-            Action::Finish(Finish::Hold(failure)),
-        ]
+        self.progress = Progress { used_bytes: self.progress.used_bytes, ..Progress::default() };
+        let patience = self.patience;
+        let wait = if held.hope.errors_may_pass { patience.retry } else { Duration::ZERO };
+        let release_at = (!patience.returns_node).then_some(now + wait);
+        let mut actions = vec![Action::EndDaemon { patiently }];
+        actions.extend(self.keeping.insert(Keeping::new(held, patience, release_at, now)).begin(now));
+        actions
     }
 }
 
@@ -395,7 +500,14 @@ impl Machine {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience { start: Duration::from_secs(60), no_progress: Duration::from_secs(600) };
+    const PATIENCE: Patience = Patience {
+        start: Duration::from_secs(60),
+        no_progress: Duration::from_secs(600),
+        retry: Duration::from_secs(30),
+        retain: Duration::from_secs(86_400),
+        epoch_secs: 0,
+        returns_node: false,
+    };
 
     fn machine(phase: Phase) -> Machine {
         Machine::new(phase, PATIENCE, Duration::ZERO)
@@ -427,22 +539,45 @@ mod tests {
         let actions = machine.apply(Event::Stop, Duration::ZERO);
         let expected = [Action::Journal(Step::Drain), Action::Unmount, Action::Send(NodeMessage::ClientGone)];
         assert_eq!(actions, expected);
-        let drained = Event::Said(DaemonMessage::Drained { complete: true, failure: None });
+        assert_eq!(
+            machine.apply(Event::Said(DaemonMessage::Durable), Duration::ZERO),
+            [Action::Journal(Step::Durable), Action::SyncJournal]
+        );
+        let drained = Event::Said(DaemonMessage::Drained {
+            complete: true,
+            failure: None,
+            hope: Hope::default(),
+            suspects: Vec::new(),
+        });
         assert_eq!(finish(&machine.apply(drained, Duration::ZERO)), Some(&Finish::Remove));
         assert!(machine.apply(ended(), Duration::ZERO).is_empty());
     }
 
     #[test]
     fn nothing_is_removed_after_ready_without_a_complete_drain() {
-        let incomplete = DaemonMessage::Drained { complete: false, failure: None };
+        let incomplete =
+            DaemonMessage::Drained { complete: false, failure: None, hope: Hope::default(), suspects: Vec::new() };
         let failed = DaemonMessage::Failed(Failure::new(Code::DrainFailed, "quota"));
         for event in [Event::Said(incomplete), Event::Said(failed), Event::TimedOut] {
             let mut machine = machine(Phase::Ready);
             machine.apply(Event::Stop, Duration::ZERO);
             let actions = machine.apply(event.clone(), Duration::ZERO);
-            assert!(matches!(finish(&actions), Some(Finish::Hold(_))), "{event:?}");
-            assert!(matches!(actions[0], Action::Journal(Step::Held { .. })), "{event:?}");
+            assert_eq!((machine.phase(), finish(&actions)), (Phase::Held, None), "{event:?}");
+            assert!(matches!(actions[1], Action::Journal(Step::Held(_))), "{event:?}: {actions:?}");
+            assert!(matches!(actions.last(), Some(Action::RestartHeld(_))), "{event:?}: {actions:?}");
         }
+    }
+
+    #[test]
+    fn a_site_that_wants_its_nodes_back_does_not_wait() {
+        let mut machine = Machine::new(Phase::Ready, Patience { returns_node: true, ..PATIENCE }, Duration::ZERO);
+        assert_eq!(machine.apply(Event::Stop, Duration::ZERO).last(), Some(&Action::Release(None)));
+        assert_eq!(machine.apply(Event::Stop, Duration::ZERO), [Action::Release(None)], "a second epilog");
+        let incomplete =
+            DaemonMessage::Drained { complete: false, failure: None, hope: Hope::ALL, suspects: Vec::new() };
+        let actions = machine.apply(Event::Said(incomplete), Duration::ZERO);
+        assert!(!actions.iter().any(|action| matches!(action, Action::Release(_))), "{actions:?}");
+        assert!(matches!(machine.apply(Event::Stop, Duration::ZERO)[..], [Action::Release(Some(_))]));
     }
 
     #[test]
@@ -515,7 +650,8 @@ mod tests {
         for n in 0..5 {
             assert_eq!(finish(&machine.apply(ended(), Duration::from_secs(8 + n))), None);
         }
-        assert!(matches!(finish(&machine.apply(ended(), Duration::from_secs(13))), Some(Finish::Hold(_))));
+        machine.apply(ended(), Duration::from_secs(13));
+        assert_eq!(machine.phase(), Phase::Held);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! An instance in use whose daemon still serves is left alone although its supervisor is gone: its job works, and would
 //! lose its open files. The job's end takes it over. One whose daemon is gone as well is brought back. One whose job is over
-//! for Slurm, or forgotten, is ended: no epilog will come.
+//! for Slurm, or forgotten, is ended: no epilog will come. What could not be drained, or was not yet when the node was switched
+//! off, is held, and drained as soon as the other nodes are there.
 
 use std::time::Duration;
 
@@ -42,7 +43,10 @@ pub(crate) fn run(settings: &Settings) -> Result<(), NodeError> {
 fn recover(settings: &Settings, run_base: &RunBase, instance: &InstanceId) -> Result<&'static str, NodeError> {
     let standing = standing(settings, instance)?;
     if let Some(run) = run_base.find(instance)? {
-        if let Some(supervisor) = Connection::open(run.dir()) {
+        if let Some(mut supervisor) = Connection::open(run.dir()) {
+            if let Some(said) = resume(&mut supervisor)? {
+                return Ok(said);
+            }
             let Some(state) = job_watch::state_if_over(instance.job_id()) else { return Ok("has its supervisor") };
             log::warning!("{instance}: the job is {state}, and no epilog came");
             return ask_to_end(supervisor);
@@ -60,6 +64,9 @@ fn recover(settings: &Settings, run_base: &RunBase, instance: &InstanceId) -> Re
             return Ok("is brought back");
         }
     }
+    if takeover::keep(settings, run_base, instance)?.is_some() {
+        return Ok("is held, and drained as soon as that can be");
+    }
     if matches!(standing, Some(Standing::Held(_))) && run_base.find(instance)?.is_none() {
         return Ok("is held");
     }
@@ -68,6 +75,16 @@ fn recover(settings: &Settings, run_base: &RunBase, instance: &InstanceId) -> Re
         log::warning!("{instance}: {warning}");
     }
     Ok(if report.held.is_some() { "is held" } else { "is removed" })
+}
+
+/// Has what is held drained now; `None` when nothing is.
+fn resume(supervisor: &mut Connection) -> Result<Option<&'static str>, NodeError> {
+    supervisor.send(&Request::Resume)?;
+    Ok(match supervisor.wait::<Reply>(Some(PATIENCE)) {
+        Some(Reply::Heard { is_held: true, .. }) => Some("is held, and drained as soon as that can be"),
+        Some(_) => None,
+        None => Some("has a supervisor that does not answer"),
+    })
 }
 
 /// The end itself is not waited for: it needs the other nodes, too.

@@ -89,6 +89,7 @@ pub(crate) fn launch(variables: Variables<'_>, key: &JobKey, settings: &Settings
     let node_index = position(&nodes, &node)?;
     let spec = JobSpec::from_json(&required(variables, "BURSTFS_SPEC").map_err(refused)?)
         .map_err(|error| Failure::new(Code::Request, error.to_string()))?;
+    check_retain(&spec, settings)?;
     let capacity_bytes = capacity(&spec, nodes.len(), settings)?;
     let absolute = |name: &str| variables(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let description = InstanceDescription {
@@ -111,16 +112,51 @@ pub(crate) fn launch(variables: Variables<'_>, key: &JobKey, settings: &Settings
         metadata: settings.metadata,
         restarted: false,
         incarnation: incarnation(),
+        drains_alone: settings.drain.returns_node,
+        held: None,
         instance,
     };
-    Ok(Launch {
+    Ok(launch_of(description, groups, settings))
+}
+
+fn launch_of(description: InstanceDescription, groups: Vec<u32>, settings: &Settings) -> Launch {
+    Launch {
         description,
         groups,
         nvme: settings.nvme.clone(),
         mount_base: settings.mount_base.clone(),
         daemon: settings.daemon.clone(),
+        drain: settings.drain,
         boot_id: process::boot_id(),
-    })
+    }
+}
+
+/// The launch of an instance that was started before this boot, from what root wrote then: to drain what is left of it. The
+/// site may have changed its mind about time-outs; the user may be no more.
+pub(crate) fn launch_again(description: InstanceDescription, settings: &Settings) -> Result<Launch, Failure> {
+    let groups = check_user(description.uid, description.gid, &description.user)?;
+    let description = InstanceDescription {
+        data_dir: data_path(&settings.nvme, &description.instance),
+        mount: settings.mount_base.join(description.instance.job_id().to_string()),
+        network: settings.network.clone(),
+        timeouts: settings.timeouts.clone(),
+        ..description
+    };
+    Ok(launch_of(description, groups, settings))
+}
+
+fn check_retain(spec: &JobSpec, settings: &Settings) -> Result<(), Failure> {
+    let too_long = spec.stage_out.iter().map(|stage| stage.retain).find(|it| it.as_duration() > settings.retain_max);
+    match too_long {
+        None => Ok(()),
+        Some(retain) => {
+            let max = settings.retain_max.as_secs();
+            Err(Failure::new(
+                Code::Request,
+                format!("retain={retain} is longer than the {max} s that this site allows"),
+            ))
+        }
+    }
 }
 
 /// Which life of a daemon begins now.
@@ -167,9 +203,12 @@ fn check_user(uid: u32, gid: u32, name: &str) -> Result<Vec<u32>, Failure> {
 #[cfg(test)]
 mod tests {
     use burstfs_node::description::{Network, Timeouts};
+    use std::time::Duration;
+
     use burstfs_spec::{Accumulator, NoProfiles, Transport};
 
     use super::*;
+    use crate::store::DrainRules;
 
     fn settings() -> Settings {
         Settings {
@@ -189,6 +228,8 @@ mod tests {
             },
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: 1 },
             metadata: burstfs_types::MetadataPolicy::default(),
+            drain: DrainRules { retry_ms: 1, returns_node: false },
+            retain_max: Duration::from_secs(7 * 86_400),
         }
     }
 

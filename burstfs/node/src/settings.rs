@@ -1,12 +1,14 @@
 //! What the helper needs of the site's configuration.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use burstfs_config::SiteConfig;
+use burstfs_config::{DrainNode, SiteConfig};
 use burstfs_node::description::{Network, Timeouts};
 use burstfs_types::MetadataPolicy;
 
 use crate::error::NodeError;
+use crate::store::DrainRules;
 
 /// The site's choices.
 #[derive(Clone, Debug)]
@@ -21,13 +23,15 @@ pub(crate) struct Settings {
     pub(crate) network: Network,
     pub(crate) timeouts: Timeouts,
     pub(crate) metadata: MetadataPolicy,
+    pub(crate) drain: DrainRules,
+    pub(crate) retain_max: Duration,
 }
 
 impl Settings {
     /// Reads the configuration; root believes it only when nobody else could have written it.
     pub(crate) fn load(path: &Path) -> Result<Settings, NodeError> {
         let config = SiteConfig::load(path).map_err(|error| error.failure())?;
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Ok(Settings {
             nvme: config.nvme,
             run_dir: config.run_dir,
@@ -49,6 +53,11 @@ impl Settings {
                 silence_ms: millis(config.timeouts.silence),
             },
             metadata: config.metadata,
+            drain: DrainRules {
+                retry_ms: millis(config.drain.retry),
+                returns_node: config.drain.node == DrainNode::Return,
+            },
+            retain_max: config.drain.retain_max,
         })
     }
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use burstfs_node::journal::Standing;
 use burstfs_node::outcome::Outcome;
 use burstfs_types::{Code, Failure, InstanceId};
 
@@ -70,7 +71,8 @@ fn start(settings: &Settings, variables: Variables<'_>, key: &JobKey, run_base: 
         let _lock = run_base.lock()?;
         match run_base.find(&instance)?.and_then(|run| Connection::open(run.dir()).map(|connection| (run, connection)))
         {
-            Some((run, connection)) => {
+            Some((run, mut connection)) => {
+                require_not_over(&mut connection, &instance)?;
                 require_same_job(&run.launch()?, &launch)?;
                 connection
             }
@@ -98,14 +100,27 @@ fn end_stale(settings: &Settings, run_base: &RunBase, key: &JobKey) -> Result<()
         }
         let report = takeover::end(settings, run_base, &instance)?;
         if report.held.is_some() && instance == key.instance()? {
-            let message = format!(
-                "an earlier job of this number left data on this node; an administrator can remove it with: \
-                 burstfs-node gc {instance}"
-            );
-            return Err(Failure::new(Code::Held, message).into());
+            return Err(left_by_earlier(&instance).into());
         }
     }
     Ok(())
+}
+
+/// What goes on without a job is none that a job could use.
+fn require_not_over(supervisor: &mut Connection, instance: &InstanceId) -> Result<(), NodeError> {
+    supervisor.send(&Request::Status)?;
+    match supervisor.wait(Some(STATUS_PATIENCE)) {
+        Some(Reply::Status(status)) if status.held.is_some() => Err(left_by_earlier(instance).into()),
+        _ => Ok(()),
+    }
+}
+
+fn left_by_earlier(instance: &InstanceId) -> Failure {
+    let message = format!(
+        "an earlier job of this number left data on this node; an administrator can remove it with: burstfs-node gc \
+         {instance}"
+    );
+    Failure::new(Code::Held, message)
 }
 
 /// Slurm may run a prolog twice; somebody else's instance is not this job's.
@@ -133,35 +148,95 @@ fn start_new(settings: &Settings, run_base: &RunBase, launch: &Launch) -> Result
 /// The share must be there, next to what the other instances on the node may still write.
 fn require_space(run_base: &RunBase, storage: &Storage, launch: &Launch) -> Result<(), NodeError> {
     let wanted = launch.description.capacity_bytes;
-    let available = storage.available_bytes()?;
+    let free = storage.available_bytes()?;
     let mut promised = 0_u64;
-    for instance in run_base.instances()? {
-        if instance != launch.description.instance {
-            promised = promised.saturating_add(promised_to(run_base, &instance)?);
+    let mut held = Vec::new();
+    let mut others = run_base.instances()?;
+    others.extend(storage.instances()?);
+    others.sort();
+    others.dedup();
+    for instance in others.iter().filter(|instance| **instance != launch.description.instance) {
+        match claim_of(run_base, storage, instance)? {
+            Claim::Promised(bytes) => promised = promised.saturating_add(bytes),
+            Claim::Held(share) => held.push(share),
         }
     }
-    if wanted <= available.saturating_sub(promised) {
+    let available = free.saturating_sub(promised);
+    if wanted <= available {
         return Ok(());
     }
-    let message = format!(
-        "{wanted} bytes wanted in {}; {available} are free, of which {promised} are promised to other instances",
-        launch.nvme.display()
-    );
-    Err(Failure::new(Code::NvmeFull, message).into())
+    Err(no_room(launch, free, promised, &held).into())
 }
 
-/// What `instance` may still write here. One that drains writes no more; one that does not answer may write it all.
-fn promised_to(run_base: &RunBase, instance: &InstanceId) -> Result<u64, NodeError> {
-    let Some(run) = run_base.find(instance)? else { return Ok(0) };
-    let Some(launch) = takeover::launch_of_this_boot(&run) else { return Ok(0) };
-    let status = Connection::open(run.dir()).and_then(|mut connection| {
+/// What another instance means for the room on the node.
+enum Claim {
+    /// It may still write so many bytes.
+    Promised(u64),
+    /// It writes no more, but what it has is not free.
+    Held(HeldShare),
+}
+
+/// What held data takes.
+struct HeldShare {
+    job_id: u32,
+    user: String,
+    bytes: u64,
+    kept_until: Option<u64>,
+}
+
+/// One that drains writes no more; one that does not answer may write all that it was promised.
+fn claim_of(run_base: &RunBase, storage: &Storage, instance: &InstanceId) -> Result<Claim, NodeError> {
+    let run = run_base.find(instance)?;
+    let launch = run.as_ref().and_then(takeover::launch_of_this_boot);
+    let status = run.as_ref().and_then(|run| {
+        let mut connection = Connection::open(run.dir())?;
         connection.send(&Request::Status).ok()?;
         connection.wait::<Reply>(Some(STATUS_PATIENCE))
     });
-    let capacity = launch.description.capacity_bytes;
-    Ok(match status {
+    let (held, used) = match (&status, storage.find(instance)?) {
+        (Some(Reply::Status(status)), _) => (status.held.clone(), status.progress.used_bytes),
+        (_, Some(dir)) => match dir.standing()? {
+            Standing::Held(held) => (Some(held), 0),
+            Standing::Unused | Standing::InUse | Standing::Draining | Standing::Disposable => (None, 0),
+        },
+        (_, None) => (None, 0),
+    };
+    if let Some(held) = held {
+        let described = launch.map(|launch| launch.description.user);
+        let on_disk = || storage.find(instance).ok()??.description().ok()?.map(|description| description.user);
+        let user = described.or_else(on_disk).unwrap_or_else(|| "?".to_owned());
+        let kept_until = held.kept_until;
+        return Ok(Claim::Held(HeldShare { job_id: instance.job_id(), user, bytes: used, kept_until }));
+    }
+    let capacity = launch.map_or(0, |launch| launch.description.capacity_bytes);
+    Ok(Claim::Promised(match status {
         Some(Reply::Status(status)) if matches!(status.state.as_str(), "DRAINING" | "ENDING") => 0,
         Some(Reply::Status(status)) => capacity.saturating_sub(status.progress.used_bytes),
         _ => capacity,
-    })
+    }))
+}
+
+fn no_room(launch: &Launch, free: u64, promised: u64, held: &[HeldShare]) -> Failure {
+    let (wanted, nvme) = (launch.description.capacity_bytes, launch.nvme.display());
+    let available = free.saturating_sub(promised);
+    let room = format!(
+        "{wanted} bytes wanted in {nvme}; {free} are free, of which {promised} are promised to other instances"
+    );
+    let held_bytes = held.iter().map(|share| share.bytes).fold(0, u64::saturating_add);
+    if held.is_empty() || wanted > available.saturating_add(held_bytes) {
+        return Failure::new(Code::NvmeFull, room);
+    }
+    let shares: Vec<String> = held
+        .iter()
+        .map(|share| {
+            let HeldShare { job_id, user, bytes, kept_until } = share;
+            format!("{bytes} by job {job_id} of {user} {}", log::until(*kept_until))
+        })
+        .collect();
+    let message = format!(
+        "{room}, and {held_bytes} are taken by what could not be drained ({}); ask for at most {available} bytes on this \
+         node, or make room: burstfs resume JOBID, burstfs-node gc",
+        shares.join(", ")
+    );
+    Failure::new(Code::NvmeHeld, message)
 }

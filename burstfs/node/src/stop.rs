@@ -1,9 +1,11 @@
-//! `burstfs-node stop`: a job's epilog on this node. Waits until the instance is drained and gone, or kept with a reason.
+//! `burstfs-node stop`: a job's epilog on this node. Waits until the instance is drained and gone, or kept with a reason; or,
+//! where the site wants its nodes back at once, until it is unmounted.
 
 use burstfs_types::{Code, InstanceId};
 
 use crate::error::NodeError;
 use crate::log;
+use crate::node_socket::Report;
 use crate::request::{JobKey, Variables};
 use crate::settings::Settings;
 use crate::store::{RunBase, Storage};
@@ -16,7 +18,7 @@ pub(crate) fn run(settings: &Settings, variables: Variables<'_>) -> Result<(), N
     let mut result = Ok(());
     for instance in known(settings, &run_base)?.into_iter().filter(|instance| key.covers(instance)) {
         match takeover::end(settings, &run_base, &instance) {
-            Ok(report) => tell(&instance, &report.held, &report.warnings),
+            Ok(report) => tell(&instance, &report),
             // The others are ended all the same.
             Err(error) => result = Err(error),
         }
@@ -24,12 +26,16 @@ pub(crate) fn run(settings: &Settings, variables: Variables<'_>) -> Result<(), N
     result
 }
 
-fn tell(instance: &InstanceId, held: &Option<burstfs_types::Failure>, warnings: &[burstfs_types::Failure]) {
-    for warning in warnings {
+fn tell(instance: &InstanceId, report: &Report) {
+    for warning in &report.warnings {
         log::warning!("{instance}: {warning}");
     }
-    if let Some(why) = held {
-        log::warning!("{instance}: {}: data is kept on this node: {why}", Code::Held);
+    if let Some(held) = &report.held {
+        let (until, why) = (log::until(held.kept_until), &held.failure);
+        log::warning!("{instance}: {}: data is kept on this node {until}: {why}", Code::Held);
+    }
+    if report.is_draining {
+        log::info!("{instance}: the drain goes on without the epilog");
     }
 }
 

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use burstfs_node::description::InstanceDescription;
+use burstfs_node::held::Held;
 use burstfs_node::journal::{Journal, Standing};
 use burstfs_node::outcome::Outcome;
 use burstfs_types::{Code, Failure, InstanceId};
@@ -41,8 +42,18 @@ pub(crate) struct Launch {
     pub(crate) nvme: PathBuf,
     pub(crate) mount_base: PathBuf,
     pub(crate) daemon: PathBuf,
+    pub(crate) drain: DrainRules,
     /// The boot that it is for.
     pub(crate) boot_id: String,
+}
+
+/// What the site says about drains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct DrainRules {
+    /// How long an epilog waits for what cannot be drained.
+    pub(crate) retry_ms: u64,
+    /// Whether it waits for no drain.
+    pub(crate) returns_node: bool,
 }
 
 impl Launch {
@@ -131,6 +142,10 @@ impl RunDir {
         self.dir.read_json(OUTCOME)
     }
 
+    pub(crate) fn remove_outcome(&self) -> Result<(), NodeError> {
+        self.dir.remove_file(OUTCOME)
+    }
+
     pub(crate) fn write_daemon(&self, daemon: &Identity) -> Result<(), NodeError> {
         self.dir.write_json(DAEMON, daemon, 0o600)
     }
@@ -212,13 +227,11 @@ impl InstanceDir {
     /// What is known about the data. Data whose journal cannot be read, or is empty although the first step comes before
     /// the data, is kept: nobody can say that it is not needed.
     pub(crate) fn standing(&self) -> Result<Standing, NodeError> {
-        let unreadable = |why: String| Standing::Held(Failure::new(Code::Held, why));
+        let unreadable = |why: &str| Standing::Held(Held::unknown(why));
         match self.journal() {
-            Err(NodeError::Journal(error)) => Ok(unreadable(error.to_string())),
+            Err(NodeError::Journal(error)) => Ok(unreadable(&error.to_string())),
             Err(error) => Err(error),
-            Ok(journal) if journal.steps().is_empty() && self.has_data()? => {
-                Ok(unreadable("its journal is empty".to_owned()))
-            }
+            Ok(journal) if journal.steps().is_empty() && self.has_data()? => Ok(unreadable("its journal is empty")),
             Ok(journal) => Ok(journal.standing()),
         }
     }

@@ -10,12 +10,14 @@
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use burstfs_node::control::{DaemonMessage, NodeMessage};
+use burstfs_node::description::InstanceDescription;
+use burstfs_node::held::{Held, Hope, epoch_secs};
 use burstfs_node::journal::{Journal, Standing, Step};
 use burstfs_node::outcome::Outcome;
-use burstfs_types::{Code, Failure, InstanceId};
+use burstfs_types::{Code, Failure, InstanceId, NodeIndex};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::announce::{self, Announcement};
@@ -43,6 +45,8 @@ pub(crate) enum Mode {
     ResumeToStop,
     /// The one before is gone, and the job may still run.
     ResumeToServe,
+    /// The node was started again, and the job is over here: what is left of it is to be drained.
+    ResumeToHold,
 }
 
 impl Mode {
@@ -51,11 +55,14 @@ impl Mode {
             Mode::Fresh => "fresh",
             Mode::ResumeToStop => "resume-to-stop",
             Mode::ResumeToServe => "resume-to-serve",
+            Mode::ResumeToHold => "resume-to-hold",
         }
     }
 
     pub(crate) fn parse(word: &str) -> Option<Mode> {
-        [Mode::Fresh, Mode::ResumeToStop, Mode::ResumeToServe].into_iter().find(|mode| mode.word() == word)
+        [Mode::Fresh, Mode::ResumeToStop, Mode::ResumeToServe, Mode::ResumeToHold]
+            .into_iter()
+            .find(|mode| mode.word() == word)
     }
 }
 
@@ -106,6 +113,10 @@ pub(crate) fn run(run_dir: &Path, instance: &InstanceId, mode: Mode) -> Result<(
     let patience = Patience {
         start: Duration::from_millis(timeouts.start_ms),
         no_progress: Duration::from_millis(timeouts.no_progress_ms),
+        retry: Duration::from_millis(launch.drain.retry_ms),
+        retain: launch.description.retain().as_duration(),
+        epoch_secs: epoch_secs(SystemTime::now()),
+        returns_node: launch.drain.returns_node,
     };
     let mut supervisor = Supervisor {
         cgroups: Cgroups::find(&launch.cgroup_name()),
@@ -144,7 +155,7 @@ impl Supervisor {
     fn begin(&mut self, mode: Mode, patience: Patience) -> Vec<Action> {
         let begun = match mode {
             Mode::Fresh => self.begin_fresh().map(|()| Vec::new()),
-            Mode::ResumeToStop | Mode::ResumeToServe => self.resume(mode, patience),
+            Mode::ResumeToStop | Mode::ResumeToServe | Mode::ResumeToHold => self.resume(mode, patience),
         };
         // The daemon is at work already: this may take its time.
         self.cgroups.enter();
@@ -205,9 +216,28 @@ impl Supervisor {
         description.restarted = restarted;
         description.incarnation = incarnation();
         description.serves_mount = serves_mount && self.mount.is_some();
+        description.held = None;
         let fuse = self.mount.as_ref().map(Mount::device).filter(|_| serves_mount);
         let backing = backing.as_ref().map(OwnedFd::as_fd);
-        let mut daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), fuse, backing)?;
+        let daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), fuse, backing)?;
+        self.tend(daemon)
+    }
+
+    /// A daemon that tries to drain what is held.
+    fn start_held(&mut self, held: Held) -> Result<(), NodeError> {
+        self.journal(Step::StartDaemon { restarted: true });
+        self.launch.description = InstanceDescription {
+            restarted: true,
+            incarnation: incarnation(),
+            serves_mount: false,
+            held: Some(held),
+            ..self.launch.description.clone()
+        };
+        let daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), None, None)?;
+        self.tend(daemon)
+    }
+
+    fn tend(&mut self, mut daemon: Daemon) -> Result<(), NodeError> {
         daemon.send(&NodeMessage::Start(Box::new(self.launch.description.clone())))?;
         log::info!("burstfsd started, pid {}", daemon.identity().pid);
         self.is_tracked = self.cgroups.holds(daemon.identity().pid);
@@ -280,10 +310,27 @@ impl Supervisor {
                 Err(Failure::new(Code::DaemonFailed, message))
             }
             Standing::Disposable => Ok(vec![Action::Finish(Finish::Remove)]),
-            Standing::Held(failure) => Ok(vec![Action::Finish(Finish::Hold(failure))]),
+            Standing::Held(held) if held.kept_until.is_none() => Ok(vec![Action::Finish(Finish::Leave(held))]),
+            Standing::Held(held) => Ok(self.resume_held(held, patience)),
             Standing::InUse if mode == Mode::ResumeToServe => Ok(self.resume_serving(patience)),
+            Standing::InUse | Standing::Draining if mode == Mode::ResumeToHold => {
+                Ok(self.resume_held(self.cut_off(), patience))
+            }
             Standing::InUse | Standing::Draining => Ok(self.resume_draining(patience)),
         }
+    }
+
+    /// What there is to hold when the node was switched off before the drain had ended.
+    fn cut_off(&self) -> Held {
+        let is_durable = self.journal.as_ref().is_some_and(Journal::is_durable);
+        cut_off(&self.launch.description, is_durable)
+    }
+
+    fn resume_held(&mut self, held: Held, patience: Patience) -> Vec<Action> {
+        self.cgroups.make();
+        let (machine, actions) = Machine::of_held(held, patience, self.now());
+        self.machine = machine;
+        actions
     }
 
     fn resume_serving(&mut self, patience: Patience) -> Vec<Action> {
@@ -346,8 +393,16 @@ impl Supervisor {
                 Action::Unmount => self.unmount(),
                 Action::Mount => self.mount_again(),
                 Action::Restart { serves_mount } => self.restart(serves_mount),
+                Action::RestartHeld(held) => {
+                    if let Err(error) = self.start_held(held) {
+                        self.pending.push(Event::DaemonEnded(error.to_string()));
+                    }
+                }
+                Action::Release(held) => self.release(held),
+                Action::SyncJournal => self.sync_journal(),
                 Action::EndDaemon { patiently } => self.end_daemon(patiently),
                 Action::Warn(failure) => log::warning!("{failure}"),
+                Action::Note(words) => log::info!("{words}"),
                 Action::Finish(finish) => {
                     self.finish(finish);
                     return true;
@@ -359,7 +414,10 @@ impl Supervisor {
 
     fn journal(&mut self, step: Step) {
         // An instance whose journal cannot be written any more goes on: its data is then rather kept than removed.
-        let recorded = self.journal.as_mut().map(|journal| journal.record(step));
+        let recorded = self.journal.as_mut().map(|journal| {
+            let may_be_left_out = matches!(step, Step::Held(_) | Step::StartDaemon { .. });
+            if may_be_left_out && journal.is_long()? { Ok(()) } else { journal.record(step) }
+        });
         if let Some(Err(error)) = recorded {
             log::error!("{error}: {}", std::error::Error::source(&error).map_or_else(String::new, ToString::to_string));
         }
@@ -488,7 +546,7 @@ impl Supervisor {
                 let description = &self.launch.description;
                 self.job_watch = Some(JobWatch::of_run(description.instance.job_id(), description.nodes.len(), now));
             }
-            Phase::Cancelling | Phase::Draining | Phase::Ending => self.job_watch = None,
+            Phase::Cancelling | Phase::Draining | Phase::Held | Phase::Ending => self.job_watch = None,
         }
         self.job_watch.as_mut().and_then(|watch| watch.look(now))
     }
@@ -553,9 +611,12 @@ impl Supervisor {
                         if self.answer(client, request).is_err() {
                             return false;
                         }
-                        if request == Request::Stop {
-                            events.push(Event::Stop);
-                        }
+                        events.extend(match request {
+                            Request::Stop => Some(Event::Stop),
+                            Request::Resume => Some(Event::Resume),
+                            Request::Discard => Some(Event::Discard),
+                            Request::Outcome | Request::Status => None,
+                        });
                     }
                     Received::Nothing => return true,
                     // Somebody who has asked for the end and left still gets it.
@@ -579,12 +640,45 @@ impl Supervisor {
                 client.connection.send(&Reply::Stopping { pid: own_pid() })
             }
             Request::Status => client.connection.send(&Reply::Status(self.status())),
+            Request::Resume | Request::Discard => {
+                let is_held = self.machine.held().is_some();
+                client.wants_end = is_held && request == Request::Discard;
+                client.connection.send(&Reply::Heard { is_held, pid: own_pid() })
+            }
         }
+    }
+
+    /// Lets those go who wait for the end: what is left goes on by itself. The job's mount point goes with them.
+    fn release(&mut self, held: Option<Held>) {
+        if let Some(held) = &held {
+            let (instance, until) = (self.instance(), log::until(held.kept_until));
+            let message = format!("data of {instance} is kept {until}: {}", held.failure);
+            log::error!("{}", Failure::new(Code::Held, message));
+            self.sync_journal();
+        }
+        if let Some(base) = &self.mount_base
+            && let Err(error) = remove_mount_point(base, self.instance())
+        {
+            self.warn(error.into_failure(Code::UnmountFailed));
+        }
+        // The job is over: what its start came to is nobody's any more.
+        if let Err(error) = self.run.remove_outcome() {
+            self.warn(error.into_failure(Code::CleanFailed));
+        }
+        self.report.is_draining = held.is_none();
+        self.report.held = held;
+        for client in &mut self.clients {
+            if std::mem::take(&mut client.wants_end) {
+                let _ = client.connection.send(&Reply::Stopped(self.report.clone()));
+            }
+        }
+        self.report = Report::default();
     }
 
     fn status(&self) -> Status {
         Status {
-            state: self.machine.phase().name().to_owned(),
+            state: self.machine.state().to_owned(),
+            held: self.machine.held().cloned(),
             supervisor_pid: own_pid(),
             daemon_pid: self.daemon.as_ref().map(|daemon| daemon.identity().pid),
             restarts: self.machine.restart_count(),
@@ -603,14 +697,10 @@ impl Supervisor {
         }
         match &finish {
             Finish::Fail | Finish::Remove => self.remove_data(),
-            Finish::Hold(failure) => {
-                let message = format!("data of {} is kept: {failure}", self.instance());
+            Finish::Leave(held) => {
+                let message = format!("data of {} is kept: {}", self.instance(), held.failure);
                 log::error!("{}", Failure::new(Code::Held, message));
-                if !matches!(self.journal.as_ref().map(Journal::standing), Some(Standing::Held(_))) {
-                    self.journal(Step::Held { failure: failure.clone() });
-                }
-                self.sync_journal();
-                self.report.held = Some(failure.clone());
+                self.report.held = Some(held.clone());
             }
         }
         self.cgroups.remove();
@@ -649,6 +739,17 @@ impl Supervisor {
 
 fn warn_of_broker(error: &NodeError) {
     log::warning!("files are not passed through to the kernel: {error}");
+}
+
+/// What is held of an instance that a node had when it was switched off; `is_durable`: no power loss takes any of it.
+pub(crate) fn cut_off(description: &InstanceDescription, is_durable: bool) -> Held {
+    Held {
+        failure: Failure::new(Code::DrainIncomplete, "the node was restarted before its data had been drained"),
+        kept_until: Some(epoch_secs(SystemTime::now()).saturating_add(description.retain().as_secs())),
+        attempts: 1,
+        hope: Hope::ALL,
+        suspects: (!is_durable).then_some(NodeIndex::new(description.node_index)).into_iter().collect(),
+    }
 }
 
 fn own_pid() -> i32 {

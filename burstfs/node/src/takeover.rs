@@ -1,15 +1,16 @@
 //! What becomes of an instance whose supervisor may be gone.
 //!
 //! Under the run directory's lock it is decided who looks after an instance: its supervisor if it answers, else a new one
-//! when this boot's `launch.json` is there, else nobody: after a reboot no process and no mount is left, and the other
-//! nodes have given this one up, so that there is nothing to drain to. What is left is then settled here.
+//! when this boot's `launch.json` is there, else nobody: after a reboot no process and no mount is left. What is left is then
+//! settled here; data that was not drained is held, and [`keep`] starts a supervisor that has it drained.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use burstfs_node::held::Held;
 use burstfs_node::journal::{Standing, Step};
-use burstfs_types::{Code, Failure, InstanceId};
+use burstfs_types::InstanceId;
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -19,10 +20,11 @@ use crate::log;
 use crate::mount;
 use crate::node_socket::{Connection, Reply, Report, Request};
 use crate::process;
+use crate::request;
 use crate::settings::Settings;
 use crate::spawn;
 use crate::store::{Launch, RunBase, RunDir, Storage, remove_mount_point};
-use crate::supervise::Mode;
+use crate::supervise::{self, Mode};
 
 /// How often a supervisor may end under whoever waits for it.
 const ATTEMPTS: usize = 3;
@@ -60,21 +62,31 @@ fn wait_for_end(mut connection: Connection) -> Option<Report> {
     // A drain takes as long as it takes; the supervisor sees to it that it does not stand still.
     while let Some(reply) = connection.wait(None) {
         match reply {
-            Reply::Stopping { pid } => {
-                let pid = Pid::from_raw(pid)?;
-                supervisor = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
-            }
+            Reply::Stopping { pid } => supervisor = process_of(pid),
             Reply::Stopped(done) => {
                 report = Some(done);
                 break;
             }
-            Reply::Recorded | Reply::Status(_) => {}
+            Reply::Recorded | Reply::Status(_) | Reply::Heard { .. } => {}
         }
     }
+    let goes_on = report.as_ref().is_some_and(|report| report.held.is_some() || report.is_draining);
+    if !goes_on {
+        wait_for_exit(supervisor);
+    }
+    report
+}
+
+/// The process of a supervisor that has answered.
+pub(crate) fn process_of(pid: i32) -> Option<OwnedFd> {
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// Waits for a supervisor that has said its last word to be gone.
+pub(crate) fn wait_for_exit(supervisor: Option<OwnedFd>) {
     if let Some(supervisor) = supervisor {
         let _ = process::wait_readable(supervisor.as_fd(), Some(EXIT_PATIENCE));
     }
-    report
 }
 
 /// Finds or makes the one who looks after `instance`.
@@ -94,6 +106,30 @@ pub(crate) fn take(
         }
     }
     settle(settings, run_base, instance).map(Keeper::Nobody)
+}
+
+/// Starts a supervisor for what an instance left on this node before it was switched off, to hold it and have it drained.
+/// `None` when there is one already, or nothing to hold, or nobody can say what it is.
+pub(crate) fn keep(
+    settings: &Settings,
+    run_base: &RunBase,
+    instance: &InstanceId,
+) -> Result<Option<Connection>, NodeError> {
+    let _lock = run_base.lock()?;
+    if run_base.find(instance)?.is_some_and(|run| Connection::open(run.dir()).is_some()) {
+        return Ok(None);
+    }
+    let Some(dir) = Storage::open(&settings.nvme)?.find(instance)? else { return Ok(None) };
+    let is_kept = match dir.standing()? {
+        Standing::Held(held) => held.kept_until.is_some(),
+        Standing::InUse | Standing::Draining => true,
+        Standing::Unused | Standing::Disposable => false,
+    };
+    let Some(description) = dir.description()?.filter(|_| is_kept) else { return Ok(None) };
+    let launch = request::launch_again(description, settings)?;
+    let run = run_base.make(instance)?;
+    run.write_launch(&launch)?;
+    start_supervisor(settings, run_base, &run, instance, Mode::ResumeToHold).map(Some)
 }
 
 /// What the instance was started with, if that was in this boot.
@@ -164,7 +200,7 @@ fn settle(settings: &Settings, run_base: &RunBase, instance: &InstanceId) -> Res
 }
 
 /// Removes the data, or says why it is kept.
-fn settle_data(storage: &Storage, instance: &InstanceId) -> Result<Option<Failure>, NodeError> {
+fn settle_data(storage: &Storage, instance: &InstanceId) -> Result<Option<Held>, NodeError> {
     let Some(dir) = storage.find(instance)? else { return Ok(None) };
     match dir.standing()? {
         Standing::Unused | Standing::Disposable => {
@@ -172,14 +208,16 @@ fn settle_data(storage: &Storage, instance: &InstanceId) -> Result<Option<Failur
             storage.remove(instance)?;
             Ok(None)
         }
-        Standing::Held(failure) => Ok(Some(failure)),
+        Standing::Held(held) => Ok(Some(held)),
         Standing::InUse | Standing::Draining => {
-            let failure =
-                Failure::new(Code::DrainIncomplete, "the node was restarted before its data had been drained");
             let mut journal = dir.journal()?;
-            journal.record(Step::Held { failure: failure.clone() })?;
+            let held = match dir.description()? {
+                Some(description) => supervise::cut_off(&description, journal.is_durable()),
+                None => Held::unknown("what it was of is not known any more"),
+            };
+            journal.record(Step::Held(held.clone()))?;
             journal.sync()?;
-            Ok(Some(failure))
+            Ok(Some(held))
         }
     }
 }

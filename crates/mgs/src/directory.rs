@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 
-use burstfs_proto::mgs::{BarrierDone, InstanceStatus, Join, Map, MapNode, Phase, Report, StageFigures, State, Waited};
+use burstfs_proto::mgs::{
+    BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, Phase, Report, StageFigures, State, Waited,
+};
 use burstfs_types::{Code, Failure, NodeIndex, hostlist};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::holding::Holding;
 
 /// What does not change in an instance's life.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -20,15 +24,8 @@ pub struct Identity {
     pub hosts: Vec<String>,
     /// Bytes asked for, over all nodes.
     pub capacity: u64,
-}
-
-/// How an instance ended.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Conclusion {
-    /// Everything that was to be drained is at its destination.
-    Drained,
-    /// Something is not: data is kept.
-    Held(Failure),
+    /// Where the receipt of the drain will be.
+    pub receipt: String,
 }
 
 /// Why a node may not join.
@@ -43,15 +40,21 @@ pub enum JoinRefused {
     /// The instance went on without it.
     #[error("{0} was given up")]
     Lost(NodeIndex),
+    /// The node has ended its part of what goes on here: it is to be lost, if it is not.
+    #[error("{0} has given up what goes on here")]
+    GaveUp(NodeIndex),
+    /// The drain that the node means is over.
+    #[error("the drain that {0} means is over; there may be another")]
+    Held(NodeIndex),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-struct Node {
-    joined: Option<(u64, SocketAddr)>,
+pub(crate) struct Node {
+    pub(crate) joined: Option<(u64, SocketAddr)>,
     #[serde(default)]
     rdma: Vec<SocketAddr>,
-    reached: Option<Phase>,
-    is_lost: bool,
+    pub(crate) reached: Option<Phase>,
+    pub(crate) is_lost: bool,
     #[serde(skip)]
     report: Option<Report>,
 }
@@ -60,19 +63,22 @@ struct Node {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Mgs {
     identity: Identity,
-    nodes: Vec<Node>,
-    generation: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) generation: u64,
     failure: Option<Failure>,
     conclusion: Option<Conclusion>,
+    /// Of an MGS in a later life, which is not kept: each begins anew.
     #[serde(skip)]
-    version: u64,
+    pub(crate) holding: Option<Holding>,
+    #[serde(skip)]
+    pub(crate) version: u64,
 }
 
 impl Mgs {
     /// An instance that nobody has joined.
     pub fn new(identity: Identity) -> Mgs {
         let nodes = vec![Node::default(); identity.hosts.len()];
-        Mgs { identity, nodes, generation: 0, failure: None, conclusion: None, version: 0 }
+        Mgs { identity, nodes, generation: 0, failure: None, conclusion: None, holding: None, version: 0 }
     }
 
     /// Goes on with an instance that was READY when the node that carried its MGS was lost. What the nodes have reached since
@@ -86,8 +92,8 @@ impl Mgs {
             is_lost: lost.contains(&index),
             report: None,
         });
-        let nodes = nodes.collect();
-        Mgs { identity, nodes, generation: map.generation, failure: None, conclusion: None, version: 0 }
+        let nodes: Vec<Node> = nodes.collect();
+        Mgs { generation: map.generation, nodes, ..Mgs::new(identity) }
     }
 
     /// Moves with every change that somebody may wait for, and that must survive a restart of node 0.
@@ -97,6 +103,7 @@ impl Mgs {
 
     /// A node joins. Again with the same address: nothing changes. With another one: a new map.
     pub fn join(&mut self, join: &Join) -> Result<(), JoinRefused> {
+        self.admit(join)?;
         let index = usize::from(join.node.get());
         let node = self.nodes.get_mut(index).ok_or(JoinRefused::NoSuchNode(join.node))?;
         if node.is_lost {
@@ -109,7 +116,8 @@ impl Mgs {
         let before =
             (std::mem::replace(&mut node.joined, joined), std::mem::replace(&mut node.rdma, join.rdma.clone()));
         let is_same_address = before.0.is_some_and(|(_, address)| address == join.address) && before.1 == join.rdma;
-        if !is_same_address && self.nodes.iter().all(|node| node.joined.is_some()) {
+        let is_begun = self.holding.as_ref().is_none_or(|holding| holding.is_begun);
+        if is_begun && !is_same_address && self.nodes.iter().all(|node| node.joined.is_some()) {
             self.generation += 1;
         }
         if before != (joined, join.rdma.clone()) {
@@ -159,12 +167,12 @@ impl Mgs {
         if !self.has_passed(phase) {
             return Waited::NotYet;
         }
-        Waited::Done(BarrierDone { lost: self.lost() })
+        Waited::Done(BarrierDone { lost: self.lost(), conclusion: self.conclusion.clone() })
     }
 
     /// The start cannot succeed. The first reason stays; once the instance is ready there is no start to fail.
     pub fn fail(&mut self, failure: Failure) {
-        if self.failure.is_none() && !self.has_passed(Phase::StagedIn) {
+        if self.failure.is_none() && self.holding.is_none() && !self.has_passed(Phase::StagedIn) {
             self.failure = Some(failure);
             self.version += 1;
         }
@@ -201,6 +209,11 @@ impl Mgs {
     pub fn lost(&self) -> Vec<NodeIndex> {
         let lost = (0_u16..).map(NodeIndex::new).zip(&self.nodes).filter(|(_, node)| node.is_lost);
         lost.map(|(index, _)| index).collect()
+    }
+
+    /// What does not change.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The name of a node.
@@ -246,10 +259,28 @@ impl Mgs {
             (Some(_), _) => State::Failed,
             (None, Some(Conclusion::Drained)) => State::Drained,
             (None, Some(Conclusion::Held(_))) => State::Held,
+            (None, None) if self.holding.is_some() => match self.is_begun() {
+                true => State::Draining,
+                false => State::Held,
+            },
             (None, None) if self.nodes.iter().any(|node| node.reached >= Some(Phase::ClientsGone)) => State::Draining,
             (None, None) if self.has_passed(Phase::StagedIn) => State::Ready,
             (None, None) if self.generation > 0 => State::StagingIn,
             (None, None) => State::Starting,
+        }
+    }
+
+    fn is_begun(&self) -> bool {
+        self.holding.as_ref().is_some_and(|holding| holding.is_begun)
+    }
+
+    /// What is known of data that is kept.
+    fn kept(&self) -> Option<&Kept> {
+        let before = self.holding.as_ref().map(|holding| &holding.kept);
+        match &self.conclusion {
+            Some(Conclusion::Held(kept)) => Some(kept),
+            Some(Conclusion::Drained) => None,
+            None => before,
         }
     }
 
@@ -267,6 +298,9 @@ impl Mgs {
             stage_in: sum(self.reports().map(|report| report.stage_in)),
             stage_out: sum(self.reports().map(|report| report.stage_out)),
             transport: self.transport(),
+            receipt: self.identity.receipt.clone(),
+            kept_until: self.kept().map(|kept| kept.kept_until),
+            attempts: self.holding.as_ref().map_or(0, |holding| holding.attempts),
             reason: self.reason(),
         }
     }
@@ -289,10 +323,7 @@ impl Mgs {
     }
 
     fn reason(&self) -> String {
-        let held = match &self.conclusion {
-            Some(Conclusion::Held(failure)) => Some(failure.to_string()),
-            Some(Conclusion::Drained) | None => None,
-        };
+        let held = self.kept().filter(|_| self.state() == State::Held).map(|kept| kept.failure.to_string());
         self.failure.as_ref().map(Failure::to_string).or(held).or_else(|| self.lost_words()).unwrap_or_default()
     }
 
@@ -338,12 +369,13 @@ mod tests {
             user: "alice".into(),
             hosts: (1..=hosts).map(|n| format!("node{n}")).collect(),
             capacity: 1 << 30,
+            receipt: "/home/alice/burstfs-1.receipt.json".into(),
         })
     }
 
     fn join(node: u16, incarnation: u64, port: u16) -> Join {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        Join { node: NodeIndex::new(node), incarnation, address, rdma: vec![] }
+        Join { node: NodeIndex::new(node), incarnation, address, rdma: vec![], held: None }
     }
 
     fn joined(hosts: u16) -> Mgs {
@@ -411,7 +443,7 @@ mod tests {
         assert_eq!(mgs.state(), State::Ready);
         mgs.reach(NodeIndex::new(0), Phase::ClientsGone);
         let lost = vec![NodeIndex::new(1)];
-        assert_eq!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost }));
+        assert_eq!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost, conclusion: None }));
         assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
         assert_eq!(mgs.status().reason, "E303: node2: lost, with what it held");
         assert_eq!(mgs.joined().len(), 2);
@@ -431,7 +463,7 @@ mod tests {
         assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::NotYet);
         next.reach(NodeIndex::new(2), Phase::ClientsGone);
         let lost = vec![NodeIndex::new(0)];
-        assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost }));
+        assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost, conclusion: None }));
         assert_eq!(next.join(&join(2, 5, 102)), Ok(()), "a later life of a daemon joins as before");
     }
 
@@ -471,9 +503,12 @@ mod tests {
         mgs.reach(NodeIndex::new(0), Phase::StagedIn);
         mgs.reach(NodeIndex::new(0), Phase::Drained);
         assert_eq!(mgs.state(), State::Draining);
-        mgs.conclude(Conclusion::Held(Failure::new(Code::DrainFailed, "x")));
+        let failure = Failure::new(Code::DrainFailed, "x");
+        let kept = Kept { failure, kept_until: 9, errors_may_pass: true, nodes_may_return: false };
+        mgs.conclude(Conclusion::Held(kept));
         mgs.conclude(Conclusion::Drained);
         assert_eq!((mgs.state(), mgs.status().reason.as_str()), (State::Held, "E401: x"));
+        assert_eq!(mgs.status().kept_until, Some(9));
     }
 
     #[derive(Clone, Debug)]

@@ -9,16 +9,23 @@
 //!     |                    |
 //!     '-- fail, cancel, ---'--> FAILED          a node that is lost from READY on is left out: barriers name it
 //!         time-out, lost
+//!
+//!            begin()           all Drained, conclude()
+//!  HELD -------------> DRAINING ----------------------> DRAINED | HELD      a later life of all daemons, [`Mgs::hold`]
 //! ```
 //!
 //! Invariants: a failure before READY is final and reaches every node; after READY nothing fails the instance. A barrier
 //! that was passed stays passed. The map's generation rises with every change of an address.
 
 mod directory;
+mod holding;
+mod note;
 pub mod ports;
 mod queue;
 mod silence;
 
-pub use directory::{Conclusion, Identity, JoinRefused, Mgs};
+pub use directory::{Identity, JoinRefused, Mgs};
+pub use holding::Holding;
+pub use note::{NOTE_VERSION, Note};
 pub use queue::Queue;
 pub use silence::Silence;

@@ -56,7 +56,8 @@ struct Node {
 impl Node {
     fn join(&mut self, mgs: &mut Mgs) {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        let joined = mgs.join(&Join { node: self.index, incarnation: self.incarnation, address, rdma: vec![] });
+        let joined =
+            mgs.join(&Join { node: self.index, incarnation: self.incarnation, address, rdma: vec![], held: None });
         assert_eq!(joined, if self.is_lost { Err(JoinRefused::Lost(self.index)) } else { Ok(()) });
         self.has_joined = true;
     }
@@ -96,6 +97,7 @@ fn instance() -> (Mgs, Vec<Node>) {
         user: "alice".into(),
         hosts,
         capacity: 1 << 30,
+        receipt: String::new(),
     });
     let node = |n| Node {
         index: NodeIndex::new(n),

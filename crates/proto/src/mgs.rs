@@ -24,6 +24,8 @@ rpcs! {
     0x0306 ReadOnly Status(Status) -> InstanceStatus;
     /// Whether all MDTs and OSTs are consistent.
     0x0307 ReadOnly Check(Check) -> Checked;
+    /// Drains what is held now, not only when it is time; the instance as it is then.
+    0x0310 Idempotent Resume(Resume) -> InstanceStatus;
 }
 
 /// A node's registration.
@@ -37,6 +39,17 @@ pub struct Join {
     pub address: SocketAddr,
     /// Where they answer over RDMA, device by device; nowhere where this node has none, or is not to use it.
     pub rdma: Vec<SocketAddr>,
+    /// Of a node whose part could not be drained, in a life of its daemon that tries again.
+    pub held: Option<HeldPart>,
+}
+
+/// What a node knows of its part that is held.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HeldPart {
+    /// How many attempts to drain it have ended on this node.
+    pub attempts: u32,
+    /// Nodes that have, as far as this one knows, less than the job wrote.
+    pub suspects: Vec<NodeIndex>,
 }
 
 /// Waits for the map for at most `wait_ms`.
@@ -108,6 +121,30 @@ pub struct Barrier {
 pub struct BarrierDone {
     /// Nodes that were given up.
     pub lost: Vec<NodeIndex>,
+    /// How the drain ended, once it has.
+    pub conclusion: Option<Conclusion>,
+}
+
+/// How a drain ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Conclusion {
+    /// Everything that was to be drained is at its destination.
+    Drained,
+    /// Something is not: data is kept.
+    Held(Kept),
+}
+
+/// Why data is kept, and what can make another attempt come to more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// Why, and how to go on.
+    pub failure: Failure,
+    /// Seconds since the epoch.
+    pub kept_until: u64,
+    /// The errors may pass by themselves.
+    pub errors_may_pass: bool,
+    /// Nodes were missing that may return.
+    pub nodes_may_return: bool,
 }
 
 /// One direction of staging, so far.
@@ -155,6 +192,10 @@ pub struct Fail {
     /// Why.
     pub failure: Failure,
 }
+
+/// Wants what is held drained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resume;
 
 /// Asks for the instance's state.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -205,6 +246,12 @@ pub struct InstanceStatus {
     pub stage_out: StageFigures,
     /// What the nodes talk over: `rdma`, `tcp`, or `rdma, tcp on` those that have only that.
     pub transport: String,
+    /// Where the receipt of the drain is, or will be.
+    pub receipt: String,
+    /// Until when data is kept that could not be drained: seconds since the epoch.
+    pub kept_until: Option<u64>,
+    /// How many attempts to drain it have ended.
+    pub attempts: u32,
     /// Why it is what it is; empty when all is well.
     pub reason: String,
 }

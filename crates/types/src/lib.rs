@@ -5,6 +5,7 @@
 //! (serde's `try_from` does the same on decoding).
 
 mod acl;
+mod amount;
 mod attr;
 mod code;
 mod errno;
@@ -20,6 +21,7 @@ mod ready_made;
 pub mod shards;
 
 pub use acl::{ACL_ACCESS, ACL_DEFAULT, Acl, InvalidAcl, NO_ACL};
+pub use amount::amount;
 pub use attr::{Attr, DeviceNumber, FileKind, Timestamp};
 pub use code::{Area, Code, Failure};
 pub use errno::Errno;

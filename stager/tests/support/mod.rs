@@ -82,6 +82,7 @@ impl Ran {
             user: "alice".to_owned(),
             began: "2026-01-01T00:00:00Z".to_owned(),
             ended: "2026-01-01T00:01:00Z".to_owned(),
+            kept: None,
         };
         let path = self.ledger.write_receipt(&header, into).unwrap();
         let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

@@ -4,6 +4,7 @@
 
 mod cancel;
 mod data;
+mod hold;
 mod isolation;
 mod kills;
 mod layout;

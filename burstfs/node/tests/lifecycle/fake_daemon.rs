@@ -8,8 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use burstfs_node::backing;
-use burstfs_node::control::{BACKING_FD, CONTROL_FD, DaemonMessage, FUSE_FD, LineDecoder, NodeMessage, State, encode};
+use burstfs_node::control::{
+    BACKING_FD, CONTROL_FD, DaemonMessage, FUSE_FD, LineDecoder, NodeMessage, Progress, State, encode,
+};
 use burstfs_node::description::InstanceDescription;
+use burstfs_node::held::Hope;
 use burstfs_types::{Code, Failure};
 
 struct Stage {
@@ -50,8 +53,13 @@ pub(crate) fn play() {
     }
     std::fs::write(description.data_dir.join("lives"), format!("{}\n", description.restarted)).unwrap();
     let part = description.work_dir.file_name().unwrap().to_str().unwrap().to_owned();
-    stage.say(&DaemonMessage::State(State::Starting));
-    act(&mut stage, &part, &description);
+    match description.held {
+        Some(_) => hold(&mut stage, &part, &description),
+        None => {
+            stage.say(&DaemonMessage::State(State::Starting));
+            act(&mut stage, &part, &description);
+        }
+    }
 }
 
 #[expect(clippy::zombie_processes, reason = "what a daemon leaves behind is what a scenario is about")]
@@ -91,6 +99,7 @@ fn act(stage: &mut Stage, part: &str, description: &InstanceDescription) {
             }
             Some(NodeMessage::Stop) => return,
             Some(NodeMessage::Start(_)) => panic!("started twice"),
+            Some(NodeMessage::Resume | NodeMessage::Removed(_)) => {}
             // A real one goes on serving without its supervisor.
             None => loop {
                 std::thread::park();
@@ -120,14 +129,43 @@ fn ask_broker(data: &Path) {
     }
 }
 
+/// A life that waits to drain what is held.
+fn hold(stage: &mut Stage, part: &str, description: &InstanceDescription) {
+    stage.say(&DaemonMessage::State(State::Held));
+    let used = std::fs::read_to_string(description.data_dir.join("used")).ok().and_then(|used| used.parse().ok());
+    stage.say(&DaemonMessage::Progress(Progress { used_bytes: used.unwrap_or(0), ..Progress::default() }));
+    loop {
+        match stage.hear() {
+            Some(NodeMessage::Resume) => {
+                stage.say(&DaemonMessage::State(State::Draining));
+                stage.say(&drained((part == "held").then(quota)));
+            }
+            Some(NodeMessage::Stop) => return,
+            Some(_) => {}
+            None => loop {
+                std::thread::park();
+            },
+        }
+    }
+}
+
+fn quota() -> Failure {
+    Failure::new(Code::DrainFailed, "quota exceeded on /lus")
+}
+
+fn drained(failure: Option<Failure>) -> DaemonMessage {
+    let hope = Hope { errors_may_pass: failure.is_some(), nodes_may_return: false };
+    DaemonMessage::Drained { complete: failure.is_none(), failure, hope, suspects: Vec::new() }
+}
+
 fn drain(stage: &mut Stage, part: &str, description: &InstanceDescription) {
     stage.say(&DaemonMessage::State(State::Draining));
-    let held = Failure::new(Code::DrainFailed, "quota exceeded on /lus");
     match part {
-        "held" => stage.say(&DaemonMessage::Drained { complete: false, failure: Some(held) }),
+        "held" | "held-at-first" => stage.say(&drained(Some(quota()))),
         "dies-in-drain" if !description.restarted => std::process::exit(5),
         "hangs-in-drain" => {}
-        _ => stage.say(&DaemonMessage::Drained { complete: true, failure: None }),
+        "durable" => stage.say(&DaemonMessage::Durable),
+        _ => stage.say(&drained(None)),
     }
 }
 

@@ -76,10 +76,16 @@ impl Node {
     }
 
     pub(crate) fn configure(&self, start: &str, no_progress: &str) {
+        self.configure_drain(start, no_progress, "wait");
+    }
+
+    /// What an epilog waits for is over soon; `node` is what the node does while it drains.
+    pub(crate) fn configure_drain(&self, start: &str, no_progress: &str, node: &str) {
         let text = format!(
             "nvme = \"{ROOT}/nvme\"\nrun_dir = \"{ROOT}/run\"\nlog_dir = \"{ROOT}/log\"\nmount_base = \"{ROOT}/burstfs\"\n\
              default_capacity = \"64MiB\"\n\
-             [programs]\ndaemon = \"{ROOT}/bin/burstfsd\"\n[timeouts]\nstart = \"{start}\"\nno_progress = \"{no_progress}\"\n"
+             [programs]\ndaemon = \"{ROOT}/bin/burstfsd\"\n[timeouts]\nstart = \"{start}\"\nno_progress = \"{no_progress}\"\n\
+             [drain]\nretry = \"100ms\"\nnode = \"{node}\"\n"
         );
         fs::write(self.path("burstfs.toml"), text).unwrap();
     }
@@ -211,7 +217,8 @@ impl Node {
             let left: Vec<_> = left.iter().map(fs::DirEntry::path).filter(|path| !path.ends_with(".lock")).collect();
             assert!(left.is_empty(), "{left:?}");
         }
-        assert_eq!(self.processes(), Vec::<String>::new());
+        // Who has removed all that is held by himself has told nobody that he ends.
+        wait_until("the last process to end", || self.processes().is_empty());
         assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
     }
 
@@ -276,8 +283,14 @@ unsafe fn mount(source: &str, target: &str, kind: Option<&str>, flags: libc::c_u
 }
 
 pub(crate) fn spec(directive: &str) -> String {
+    spec_of(&[directive])
+}
+
+pub(crate) fn spec_of(directives: &[&str]) -> String {
     let mut accumulator = burstfs_spec::Accumulator::new();
-    accumulator.add(directive, &burstfs_spec::NoProfiles).unwrap();
+    for directive in directives {
+        accumulator.add(directive, &burstfs_spec::NoProfiles).unwrap();
+    }
     accumulator.finish().unwrap().unwrap().to_json().unwrap()
 }
 

@@ -40,8 +40,13 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("hostile_data_tree", hostile_data_tree),
     ("busy_mount", busy_mount),
     ("held_and_gc", held_and_gc),
+    ("held_and_resumed", held_and_resumed),
+    ("held_until_its_time_is_over", held_until_its_time_is_over),
+    ("held_data_is_counted", held_data_is_counted),
+    ("a_node_that_is_returned", a_node_that_is_returned),
     ("list_without_an_nvme", list_without_an_nvme),
     ("reboot_with_data_in_use", reboot_with_data_in_use),
+    ("reboot_while_draining", reboot_while_draining),
     ("reboot_while_starting", reboot_while_starting),
     ("requeued_job", requeued_job),
     ("overhead", overhead),
@@ -407,19 +412,91 @@ fn held_and_gc(node: &Node) {
     let said = node.stop(&job);
     assert!(said.contains("E503") && said.contains("E401: quota exceeded on /lus"), "{said}");
     assert!(node.data(&job).join("precious").exists());
-    assert!(!node.path("run").join(node.instance(&job)).exists());
     assert!(!node.mount(&job).exists());
     let row = node.listed(&job);
     assert_eq!((row["state"].as_str(), row["user"].as_str()), (Some("HELD"), Some("nobody")));
-    node.stop(&job);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let kept_for = row["kept_until"].as_u64().unwrap() - now;
+    assert!((86_000..=86_400).contains(&kept_for), "a day, for want of another word: {kept_for}");
+    wait_until("a daemon that tries again", || node.listed(&job)["daemon_pid"].is_i64());
+    assert!(node.stop(&job).contains("E503"), "a late epilog");
     assert!(node.run(&["recover"]).contains("is held"));
-    assert!(node.data(&job).join("precious").exists());
+    let attempts = || journal(node, &job).matches("\"step\":\"held\"").count();
+    wait_until("another attempt", || attempts() >= 2);
     let (code, message) = node.start_failed(&job);
     assert_eq!(code, Code::Held, "{message}");
     node.stop(&job);
     assert!(node.data(&job).join("precious").exists());
     node.run(&["gc", &node.instance(&job)]);
     assert!(!node.command(&["gc", &node.instance(&job)]).output().unwrap().status.success());
+}
+
+fn journal(node: &Node, job: &Job) -> String {
+    fs::read_to_string(node.path("nvme").join(node.instance(job)).join("journal")).unwrap_or_default()
+}
+
+fn held_and_resumed(node: &Node) {
+    let job = job(33, "held-at-first");
+    node.start_ready(&job);
+    assert!(node.stop(&job).contains("E503"));
+    // A supervisor that is gone is no reason to forget it.
+    wait_until("a daemon that tries again", || node.listed(&job)["daemon_pid"].is_i64());
+    let daemon = node.pid(&job, "daemon_pid");
+    node.kill(node.pid(&job, "supervisor_pid"));
+    assert_eq!(node.listed(&job)["state"], "HELD");
+    assert!(node.run(&["recover"]).contains("is held"));
+    wait_until("its successor", || node.listed(&job)["daemon_pid"].is_i64());
+    assert!(!is_running(daemon));
+    assert!(node.run(&["recover"]).contains("is held"));
+    wait_until("the drain", || node.listed(&job).is_null());
+}
+
+fn held_until_its_time_is_over(node: &Node) {
+    let directives = ["64MiB", "stage_out source=/out destination=/lus/out retain=2s"];
+    let job = job(34, "held").with("BURSTFS_SPEC", crate::node::spec_of(&directives));
+    node.start_ready(&job);
+    assert!(node.stop(&job).contains("E503"));
+    wait_until("the end of its time", || node.listed(&job).is_null());
+    let log = fs::read_to_string(node.path("log").join(format!("{}.log", node.instance(&job)))).unwrap();
+    assert!(log.contains("E504: what could not be drained was kept for as long as the job asked"), "{log}");
+    let too_long = ["64MiB", "stage_out source=/out destination=/lus/out retain=8days"];
+    let job = self::job(35, "held").with("BURSTFS_SPEC", crate::node::spec_of(&too_long));
+    assert_eq!(node.start_failed(&job).0, Code::Request);
+    node.stop(&job);
+}
+
+fn held_data_is_counted(node: &Node) {
+    let output = Command::new("df").args(["--output=avail", "-B1"]).arg(node.path("nvme")).output().unwrap();
+    let free: u64 = String::from_utf8(output.stdout).unwrap().lines().nth(1).unwrap().trim().parse().unwrap();
+    let first = job(36, "held");
+    node.start_ready(&first);
+    // What the daemon says that it has, beyond what is really there.
+    let used = 1_u64 << 30;
+    fs::write(node.data(&first).join("used"), used.to_string()).unwrap();
+    node.stop(&first);
+    wait_until("its figures", || node.listed(&first)["used_bytes"].as_u64() == Some(used));
+    for (bytes, expected) in [(free + used / 2, Code::NvmeHeld), (free + 2 * used, Code::NvmeFull)] {
+        let second = job(37, "plain").with("BURSTFS_SPEC", spec(&format!("per_node={}KiB", bytes / 1024)));
+        let (code, message) = node.start_failed(&second);
+        assert_eq!(code, expected, "{message}");
+        let is_told = message.contains(&format!("{used} by job 36 of nobody until 2"));
+        assert_eq!(is_told, expected == Code::NvmeHeld, "{message}");
+        node.stop(&second);
+    }
+    node.run(&["gc", &node.instance(&first)]);
+}
+
+fn a_node_that_is_returned(node: &Node) {
+    node.configure_drain("30s", "2s", "return");
+    let job = job(38, "hangs-in-drain");
+    node.start_ready(&job);
+    let said = node.stop(&job);
+    assert!(said.contains("the drain goes on without the epilog"), "{said}");
+    assert!(!node.mount(&job).exists());
+    assert_eq!(node.listed(&job)["state"], "DRAINING");
+    node.stop(&job);
+    wait_until("the end of patience", || node.listed(&job)["state"] == "HELD");
+    node.run(&["gc", &node.instance(&job)]);
 }
 
 /// The power fails: processes, mounts and /run are gone, what is on the NVMe stays.
@@ -457,8 +534,24 @@ fn reboot_with_data_in_use(node: &Node) {
     reboot(node, &job);
     node.run(&["recover"]);
     assert_eq!(node.listed(&job)["state"], "HELD");
+    wait_until("the end of the node before it was safe", || journal(node, &job).contains("\"suspects\":[1]"));
     assert!(node.data(&job).join("from-before").exists());
     node.run(&["gc", &node.instance(&job)]);
+}
+
+fn reboot_while_draining(node: &Node) {
+    let job = job(39, "durable");
+    node.start_ready(&job);
+    let mut stop = node.job_command("stop", &job).spawn().unwrap();
+    wait_until("the data to be durable", || journal(node, &job).contains("durable"));
+    stop.kill().unwrap();
+    stop.wait().unwrap();
+    reboot(node, &job);
+    assert!(node.run(&["recover"]).contains("is held"));
+    wait_until("the end of the node after it was safe", || journal(node, &job).contains("\"suspects\":[]"));
+    wait_until("a daemon", || node.listed(&job)["daemon_pid"].is_i64());
+    node.run(&["recover"]);
+    wait_until("the drain", || node.listed(&job).is_null());
 }
 
 fn reboot_while_starting(node: &Node) {
