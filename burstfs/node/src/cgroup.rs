@@ -93,7 +93,8 @@ impl Cgroups {
         }
     }
 
-    /// Ends everything in the daemon's groups and waits for it.
+    /// Ends everything in the daemon's groups and waits for it; not for a process that the kernel does not let go, since a hung
+    /// file system has it: it ends when it can.
     pub(crate) fn kill_daemon(&self) {
         for group in self.groups("daemon") {
             // Absent in v1, and there it cannot be created.
@@ -106,7 +107,9 @@ impl Cgroups {
                 if members.is_empty() {
                     break;
                 }
-                process::end_all(&members);
+                if !process::end_all(&members) {
+                    return;
+                }
             }
         }
     }

@@ -173,17 +173,25 @@ impl Identity {
     }
 }
 
-/// Kills all of `pidfds` and waits until they are gone.
-pub(crate) fn end_all(pidfds: &[OwnedFd]) {
+/// How long processes that were killed may take to be gone, all together.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Kills all of `pidfds` and waits until they are gone; whether they are.
+pub(crate) fn end_all(pidfds: &[OwnedFd]) -> bool {
     for pidfd in pidfds {
         kill(pidfd.as_fd());
     }
-    for pidfd in pidfds {
-        // A process in an uninterruptible wait ends when the mount that it waits for is aborted, later.
-        if !matches!(wait_readable(pidfd.as_fd(), Some(Duration::from_secs(5))), Ok(true)) {
-            crate::log::warning!("a process of the instance does not end");
-        }
+    let end = Instant::now() + END_PATIENCE;
+    let is_gone = |pidfd: &OwnedFd| {
+        let left = end.saturating_duration_since(Instant::now());
+        matches!(wait_readable(pidfd.as_fd(), Some(left)), Ok(true))
+    };
+    // A process in an uninterruptible wait ends when the mount that it waits for is aborted, or answers again.
+    let are_gone = pidfds.iter().fold(true, |are_gone, pidfd| is_gone(pidfd) && are_gone);
+    if !are_gone {
+        crate::log::warning!("a process of the instance does not end");
     }
+    are_gone
 }
 
 /// All process ids of this pid namespace.
