@@ -27,7 +27,9 @@ use crate::links::Links;
 use crate::list::Streams;
 use crate::names::Page;
 use crate::pace::Pace;
-use crate::{InstanceTree, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names, start};
+use crate::{
+    InstanceTree, Ledger, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names, start,
+};
 
 /// Finished work of one hand-in stays below this, encoded; well under the RPC's limit for a body.
 const HAND_IN_MAX_BYTES: usize = 600 << 10;
@@ -113,9 +115,10 @@ impl Cancel {
 
 /// The items that a queue begins with: one for each job. `attempt` differs between attempts of the same Slurm job (the
 /// seconds of the clock will do): temporaries of other attempts are removed.
-pub fn seed(jobs: &[StageJob], attempt: u32) -> Vec<Item> {
-    (0..jobs.len())
-        .map(|job| Work { job: job as u16, attempt, step: Step::Start })
+/// `ledger` knows what an earlier attempt has published.
+pub fn seed(ledger: &Ledger, attempt: u32) -> Vec<Item> {
+    (0..ledger.jobs.len() as u16)
+        .map(|job| Work { job, attempt, step: Step::Start { is_published: ledger.is_published(job) } })
         .map(|work| Item { place: None, body: item::encode(&work) })
         .collect()
 }
@@ -346,7 +349,7 @@ async fn step(context: &Context, work: Work) -> Done {
     }
     let (number, attempt) = (work.job, work.attempt);
     match work.step {
-        Step::Start => start::start(context, job, number, attempt).await,
+        Step::Start { is_published } => start::start(context, job, number, attempt, is_published).await,
         Step::List { dir, from } => list::list(context, job, number, attempt, dir, from).await,
         Step::Copy(copy) => batch::copy(context, job, number, attempt, copy).await,
         Step::Names { dir, at, is_nul } => names::names(context, job, number, attempt, Page { dir, at, is_nul }).await,

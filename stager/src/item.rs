@@ -27,8 +27,8 @@ pub(crate) struct Work {
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Step {
-    /// Resolve source and destination.
-    Start,
+    /// Resolve source and destination. `is_published`: an earlier attempt has put all of a directory there at once.
+    Start { is_published: bool },
     /// List a directory, from some point on.
     List { dir: Dir, from: From },
     /// Copy entries of a directory.
@@ -142,8 +142,8 @@ impl EntryKind {
 /// What came of work.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Record {
-    /// A job's source was found.
-    Started { job: u16 },
+    /// A job's source was found. With it, where its copy is made when it appears at once, and where it then goes.
+    Started { job: u16, publication: Option<Publication> },
     /// A job could not begin.
     NotStarted { job: u16, is_source_missing: bool, reason: String, errno: Option<i32> },
     /// A directory's attributes, to be set when all below it is done.
@@ -154,6 +154,15 @@ pub(crate) enum Record {
     Listed { job: u16 },
     /// Entries with their fate.
     Entries { job: u16, source_dir: Vec<u8>, target_dir: Vec<u8>, entries: Vec<EntryRecord> },
+}
+
+/// A directory that appears at once.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Publication {
+    /// Where it is made.
+    pub(crate) beside: Vec<u8>,
+    /// Where it appears.
+    pub(crate) at: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -274,7 +283,7 @@ mod tests {
 
     #[test]
     fn items_round_trip_and_garbage_is_refused() {
-        let work = Work { job: 3, attempt: 7, step: Step::Start };
+        let work = Work { job: 3, attempt: 7, step: Step::Start { is_published: false } };
         assert_eq!(decode(&encode(&work)), Ok(work));
         assert_eq!(decode::<Work>(b""), Err(Undecodable));
         assert_eq!(decode::<Work>(&[VERSION, 0xff, 0xff, 0xff]), Err(Undecodable));

@@ -46,6 +46,8 @@ pub enum Atomic {
     /// Under a temporary name first.
     #[default]
     File,
+    /// As `File`; and a source directory appears at its destination when all of it is there, not before.
+    Dir,
     /// Written in place.
     None,
 }
@@ -188,6 +190,7 @@ impl From<burstfs_spec::Atomic> for Atomic {
     fn from(word: burstfs_spec::Atomic) -> Atomic {
         match word {
             burstfs_spec::Atomic::File => Atomic::File,
+            burstfs_spec::Atomic::Dir => Atomic::Dir,
             burstfs_spec::Atomic::None => Atomic::None,
         }
     }

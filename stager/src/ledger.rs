@@ -16,11 +16,13 @@ use thiserror::Error;
 use crate::drain::permitted;
 use crate::engine::Done;
 use crate::error::{Cure, EntryError};
-use crate::item::{self, DirectoryDone, EntryKind, EntryRecord, EntryState, Kept, Record, Step, Work, join};
+use crate::item::{
+    self, DirectoryDone, EntryKind, EntryRecord, EntryState, Kept, Publication, Record, Step, Work, join,
+};
 use crate::job::StageJob;
 use crate::journal::{frame_bytes, read_frame};
 use crate::tree::Change;
-use crate::{InstanceTree, pfs};
+use crate::{InstanceTree, pfs, publish};
 
 /// The ledger's files cannot be made.
 #[derive(Debug, Error)]
@@ -66,10 +68,27 @@ pub(crate) const NOT_KEPT_WORDS: [&str; 6] = ["mode", "times", "owner", "acl", "
 pub(crate) struct Tally {
     pub(crate) is_started: bool,
     pub(crate) not_started: Option<NotStarted>,
+    /// Entries that are not at the target.
+    missing: u64,
+    pub(crate) publication: Option<Publication>,
+    pub(crate) is_published: bool,
     announced: u64,
     recorded: u64,
     announced_dirs: u64,
     listed: u64,
+}
+
+impl Tally {
+    /// Whether all that was found is at the target.
+    fn is_whole(&self) -> bool {
+        self.is_started && self.missing == 0 && (self.announced, self.announced_dirs) == (self.recorded, self.listed)
+    }
+
+    /// Where an entry of the target's directory `dir` is in the end.
+    pub(crate) fn published(&self, dir: &[u8]) -> Option<Vec<u8>> {
+        let Publication { beside, at } = self.publication.as_ref().filter(|_| self.is_published)?;
+        Some([at.as_slice(), dir.strip_prefix(beside.as_slice())?].concat())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -112,12 +131,19 @@ pub(crate) struct Inner {
 pub struct Ledger {
     pub(crate) direction: Direction,
     pub(crate) jobs: Vec<StageJob>,
+    job_id: u32,
+    stage_dir: PathBuf,
     inner: Mutex<Inner>,
 }
 
 impl Ledger {
-    /// New, empty files in `stage_dir`.
-    pub fn create(stage_dir: &Path, direction: Direction, jobs: Vec<StageJob>) -> Result<Ledger, LedgerError> {
+    /// New, empty files in `stage_dir`. `job_id` is Slurm's.
+    pub fn create(
+        stage_dir: &Path,
+        direction: Direction,
+        jobs: Vec<StageJob>,
+        job_id: u32,
+    ) -> Result<Ledger, LedgerError> {
         let name = match direction {
             Direction::In => "in",
             Direction::Out => "out",
@@ -134,7 +160,35 @@ impl Ledger {
             reasons: Vec::new(),
             is_complete: false,
         };
-        Ok(Ledger { direction, jobs, inner: Mutex::new(inner) })
+        Ok(Ledger { direction, jobs, job_id, stage_dir: stage_dir.to_owned(), inner: Mutex::new(inner) })
+    }
+
+    pub(crate) fn is_published(&self, job: u16) -> bool {
+        self.direction == Direction::Out && publish::is_marked(&self.stage_dir, job)
+    }
+
+    /// Gives every directory its name that is to appear at once and is there as a whole.
+    fn publish(&self, inner: &mut Inner) {
+        for (job, tally) in (0_u16..).zip(&mut inner.tallies) {
+            let Some(publication) = tally.publication.clone().filter(|_| tally.is_whole()) else { continue };
+            match publish::publish(&publication, self.job_id) {
+                Ok(replaced) => {
+                    tally.is_published = true;
+                    if let Some(before) = replaced {
+                        tracing::info!(before = %before.escape_ascii(), "what was there is kept");
+                    }
+                    if let Err(errno) = publish::mark(&self.stage_dir, job) {
+                        tracing::warn!(%errno, "it is not noted that a directory was published");
+                    }
+                }
+                Err(error) => {
+                    let words = format!("{}: {error}", publication.at.escape_ascii());
+                    inner.cure = inner.cure.max(Cure::of(error.errno().map(|errno| errno.0)));
+                    inner.first_failure.get_or_insert_with(|| words.clone());
+                    inner.reasons.push(words);
+                }
+            }
+        }
     }
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -184,6 +238,9 @@ impl Ledger {
         }
         inner.reasons = problems.to_vec();
         inner.close(&self.jobs);
+        if problems.is_empty() && inner.problem.is_none() {
+            self.publish(&mut inner);
+        }
         inner.is_complete = inner.reasons.is_empty();
         let failure = (!inner.is_complete).then(|| inner.failure(self.direction, &self.jobs, &space));
         Outcome { is_complete: inner.is_complete, failure, reasons: inner.reasons.clone(), cure: inner.cure }
@@ -239,13 +296,16 @@ impl Ledger {
         &self,
         mut each: impl FnMut(&[u8], &[u8], EntryRecord) -> Result<(), E>,
     ) -> Result<(), E> {
+        let tallies = self.inner().tallies.clone();
         let mut reader = {
             let mut inner = self.inner();
             inner.entries.file.flush()?;
             BufReader::new(File::open(&inner.entries.path)?)
         };
         while let Some(body) = read_frame(&mut reader)? {
-            let Ok(Record::Entries { source_dir, target_dir, entries, .. }) = item::decode(&body) else { continue };
+            let Ok(Record::Entries { job, source_dir, target_dir, entries }) = item::decode(&body) else { continue };
+            let published = tallies.get(usize::from(job)).and_then(|tally| tally.published(&target_dir));
+            let target_dir = published.unwrap_or(target_dir);
             for entry in entries {
                 each(&source_dir, &target_dir, entry)?;
             }
@@ -296,7 +356,7 @@ impl Inner {
 
     fn accept(&mut self, record: &Record, body: &[u8]) {
         let job = match record {
-            Record::Started { job }
+            Record::Started { job, .. }
             | Record::NotStarted { job, .. }
             | Record::Announced { job, .. }
             | Record::Listed { job }
@@ -307,7 +367,10 @@ impl Inner {
             return self.problem(format!("a record of directive {job}, which there is not"));
         };
         match record {
-            Record::Started { .. } => tally.is_started = true,
+            Record::Started { publication, .. } => {
+                tally.is_started = true;
+                tally.publication.clone_from(publication);
+            }
             Record::NotStarted { is_source_missing, reason, errno, .. } => {
                 tally.not_started = Some(NotStarted { is_source_missing: *is_source_missing, reason: reason.clone() });
                 self.note_errno(job, *errno);
@@ -325,6 +388,8 @@ impl Inner {
             }
             Record::Entries { source_dir, entries, .. } => {
                 tally.recorded += entries.len() as u64;
+                let is_there = |entry: &&EntryRecord| matches!(entry.state, EntryState::Copied | EntryState::Unchanged);
+                tally.missing += (entries.len() - entries.iter().filter(is_there).count()) as u64;
                 for entry in entries {
                     self.count(job, source_dir, entry);
                 }
@@ -506,7 +571,7 @@ pub(crate) fn given_up(work: &Work, reason: &str) -> Done {
         entries,
     };
     let records = match &work.step {
-        Step::Start => {
+        Step::Start { .. } => {
             vec![Record::NotStarted { job, is_source_missing: false, reason: reason.to_owned(), errno: None }]
         }
         Step::List { dir, .. } | Step::Names { dir, .. } => vec![

@@ -51,6 +51,7 @@ mod pace;
 mod pfs;
 pub mod plan;
 mod progress;
+mod publish;
 mod queue;
 mod receipt;
 mod start;

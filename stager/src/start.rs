@@ -8,11 +8,11 @@ use thiserror::Error;
 use crate::drain;
 use crate::engine::{Context, Done};
 use crate::error::{EntryError, OsError};
-use crate::item::{Copy, Dir, Entry, EntryKind, From, How, Record, Step, Work, join};
-use crate::job::{SourceType, StageJob};
+use crate::item::{Copy, Dir, Entry, EntryKind, From, How, Publication, Record, Step, Work, join};
+use crate::job::{Atomic, SourceType, StageJob};
 use crate::list::make_dir_in;
 use crate::tree::{Kind, Meta};
-use crate::{glob, names, pfs};
+use crate::{glob, names, pfs, publish};
 
 /// As the kernel's.
 const LINKS_MAX: u32 = 40;
@@ -56,6 +56,7 @@ struct Found {
     /// Files.
     entries: u64,
     bytes: u64,
+    publication: Option<Publication>,
 }
 
 impl Found {
@@ -69,12 +70,12 @@ impl Found {
 }
 
 /// Resolves the job.
-pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attempt: u32) -> Done {
+pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attempt: u32, is_published: bool) -> Done {
     let mut tries = 0;
     let result = loop {
         let result = match context.direction {
             Direction::In => start_in(context, job).await,
-            Direction::Out => start_out(context, job, attempt).await,
+            Direction::Out => start_out(context, job, attempt, is_published).await,
         };
         match result {
             Err(StartError::Entry(error)) if context.config.retry.allows(&error, tries) => {
@@ -86,8 +87,8 @@ pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attemp
     };
     let mut done = Done::default();
     match result {
-        Ok(Found { steps, dirs, entries, bytes }) => {
-            done.records.push(Record::Started { job: number });
+        Ok(Found { steps, dirs, entries, bytes, publication }) => {
+            done.records.push(Record::Started { job: number, publication });
             done.records.push(Record::Announced { job: number, entries, dirs });
             context.progress.found(entries, bytes);
             for (place, step) in steps {
@@ -244,7 +245,7 @@ async fn make_path(context: &Context, path: &[u8]) -> Result<(Ino, bool), StartE
     Ok(make_dir_in(context, parent, name).await?)
 }
 
-async fn start_out(context: &Context, job: &StageJob, attempt: u32) -> Result<Found, StartError> {
+async fn start_out(context: &Context, job: &StageJob, attempt: u32, is_published: bool) -> Result<Found, StartError> {
     if let Some(glob) = &job.glob {
         return matches_out(context, job, glob).await;
     }
@@ -264,13 +265,20 @@ async fn start_out(context: &Context, job: &StageJob, attempt: u32) -> Result<Fo
             let instance_root = trimmed(&job.source).to_vec();
             return names(list, Dir { pfs_root, instance_root, below: Vec::new(), ino });
         }
-        let path = directory_target(job);
-        make_directory_out(trimmed(&job.destination))?;
+        let at = directory_target(job);
+        let publication = (job.atomic == Atomic::Dir && !is_published)
+            .then(|| publish::beside(&at, context.config.job_id))
+            .flatten()
+            .map(|beside| Publication { beside, at: at.clone() });
+        let path = publication.as_ref().map_or(&at, |publication| &publication.beside).clone();
+        if at != trimmed(&job.destination) || publication.is_none() {
+            make_directory_out(trimmed(&job.destination))?;
+        }
         let is_new = path != trimmed(&job.destination) && make_directory_out(&path)?;
         let instance_root = trimmed(&job.source).to_vec();
         let dir = Dir { pfs_root: path, instance_root, below: Vec::new(), ino };
         let step = Step::List { dir, from: From::Beginning { is_new } };
-        return Ok(Found::directory(tree.place(ino, None), step));
+        return Ok(Found { publication, ..Found::directory(tree.place(ino, None), step) });
     }
     let failed = |errno| StartError::from(EntryError::Target { what: "find", errno });
     let there = pfs::stat_path(&job.destination).map_err(failed)?;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burstfs_proto::stage::Direction;
-use burstfs_stager::{InstanceTree, StageJob, Update};
+use burstfs_stager::{Atomic, InstanceTree, StageJob, Update};
 use burstfs_types::{Code, Errno};
 use support::compare::{assert_same, snapshot, torture};
 use support::faulty::Faulty;
@@ -277,6 +277,50 @@ fn whichever_change_of_the_target_fails_the_next_attempt_goes_on() {
         }
     }
     assert!(held > 100 && cures.len() == 2, "{held} {cures:?}");
+}
+
+/// A directory that is to appear at once: whichever call fails, it is there as a whole or not at all, and nothing else is touched.
+#[test]
+fn a_directory_appears_at_once() {
+    let place = Place::new();
+    let instance = place.path("instance");
+    small_tree(&instance);
+    let attempt = |round: &Place, attempt: u32, tree: Arc<dyn InstanceTree>| {
+        let job = StageJob { atomic: Atomic::Dir, ..out("/", &round.path("target").join("run")) };
+        drain(round, 2, attempt, vec![job], tree)
+    };
+    let calls = {
+        let round = Place::new();
+        fs::create_dir(round.path("target").join("run")).unwrap();
+        fs::write(round.path("target").join("run/old"), "old").unwrap();
+        let tree = Arc::new(FaultTree::new(LocalTree::new(&instance, 2), u64::MAX, 0, Errno::EIO));
+        let ran = attempt(&round, 1, tree.clone());
+        assert_eq!(ran.outcome.failure, None);
+        assert_same(&instance, &round.path("target").join("run"));
+        assert_eq!(fs::read_to_string(round.path("target").join("run.before-42/old")).unwrap(), "old");
+        let receipt = ran.receipt(&round.path("job"));
+        let to = receipt["entries"][0]["destination"].as_str().unwrap().to_owned();
+        assert!(to.starts_with(round.path("target").join("run").to_str().unwrap()), "{to}");
+        // It is not published once more, over itself.
+        let again = attempt(&round, 2, Arc::new(LocalTree::new(&instance, 2)));
+        assert_eq!(again.receipt(&round.path("job"))["summary"]["bytes_copied"], 0);
+        assert_eq!(fs::read_dir(round.path("target")).unwrap().count(), 2);
+        tree.calls()
+    };
+    let mut missed = 0;
+    for from in 1..=calls {
+        let round = Place::new();
+        let run = round.path("target").join("run");
+        let first =
+            attempt(&round, 1, Arc::new(FaultTree::new(LocalTree::new(&instance, 2), from, u64::MAX, Errno::EIO)));
+        assert_eq!(run.exists(), first.outcome.is_complete, "call {from}: {:?}", first.outcome);
+        missed += u32::from(!first.outcome.is_complete);
+        let second = attempt(&round, 2, Arc::new(LocalTree::new(&instance, 2)));
+        assert_eq!(second.outcome.failure, None, "call {from}");
+        assert_same(&instance, &run);
+        assert_eq!(fs::read_dir(round.path("target")).unwrap().count(), 1, "call {from}");
+    }
+    assert!(missed > 0);
 }
 
 /// The files of `target` that are what they should be, with what changes when they are written anew.

@@ -96,10 +96,11 @@ impl Staging {
     }
 
     fn begin(&self, mgs: &MgsDriver, direction: Direction, jobs: &[StageJob]) -> Result<Arc<Ledger>, Failure> {
-        let ledger = Ledger::create(&self.stage_dir, direction, jobs.to_vec())
+        let job_id = self.description.instance.job_id();
+        let ledger = Ledger::create(&self.stage_dir, direction, jobs.to_vec(), job_id)
             .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
         let ledger = Arc::new(ledger);
-        mgs.seed(direction, seed(jobs, attempt()), Arc::new(Sink(ledger.clone())));
+        mgs.seed(direction, seed(&ledger, attempt()), Arc::new(Sink(ledger.clone())));
         Ok(ledger)
     }
 

@@ -218,9 +218,11 @@ words! {
         /// Each file: written under a temporary name, then renamed.
         #[default]
         File = "file",
+        /// A directory with all that is in it: written beside it, then renamed.
+        Dir = "dir",
         /// Nothing: written in place.
         None = "none",
-    } later [Later::Word("dir")]
+    } later []
 
     /// Which files are copied.
     Update {

@@ -196,7 +196,6 @@ fn what_is_not_built_is_refused_as_such() {
         ("when=manual", "manual"),
         ("on=success", "success"),
         ("on=failure", "failure"),
-        ("atomic=dir", "dir"),
         ("deadline=auto", "deadline"),
     ] {
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);

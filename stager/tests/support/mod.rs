@@ -37,8 +37,8 @@ pub const JOB_ID: u32 = 42;
 impl Run<'_> {
     pub async fn go(self, direction: Direction, tree: Arc<dyn InstanceTree>) -> Ran {
         std::fs::create_dir_all(self.stage_dir).unwrap();
-        let ledger = Arc::new(Ledger::create(self.stage_dir, direction, self.jobs.clone()).unwrap());
-        let shared = queue::Shared::new(seed(&self.jobs, self.attempt), ledger.clone(), self.nodes);
+        let ledger = Arc::new(Ledger::create(self.stage_dir, direction, self.jobs.clone(), JOB_ID).unwrap());
+        let shared = queue::Shared::new(seed(&ledger, self.attempt), ledger.clone(), self.nodes);
         let mut engines = tokio::task::JoinSet::new();
         let mut progress = Vec::new();
         for node in 0..self.nodes {
