@@ -308,6 +308,7 @@ impl Life {
             staging: staging.clone(),
             supervisor: supervisor.clone(),
             advances: advances.clone(),
+            moved: AtomicU64::new(0),
             lost: node.lost.clone(),
         });
         tokio::spawn({
@@ -456,7 +457,8 @@ impl Life {
         tokio::select! {
             biased;
             () = directory.left(seat.node) => Ok(None),
-            passed = directory.barrier(self.own(), Phase::Drained, || self.advance()) => passed.map(Some),
+            // While anything moves the reports' answers say so.
+            passed = directory.barrier(self.own(), Phase::Drained, || {}) => passed.map(Some),
         }
     }
 
@@ -578,6 +580,8 @@ struct Reporter {
     staging: Arc<Staging>,
     supervisor: Supervisor,
     advances: Arc<AtomicU64>,
+    /// The most that the MGS has said of what moves anywhere.
+    moved: AtomicU64,
     lost: Arc<LostNodes>,
 }
 
@@ -595,7 +599,12 @@ impl Reporter {
         let report = self.report().await;
         self.supervisor.say(DaemonMessage::Progress(self.progress(&report))).await;
         match self.directory.call(report).await {
-            Ok(news) => self.lost.heed(&news.lost),
+            Ok(news) => {
+                self.lost.heed(&news.lost);
+                if self.moved.fetch_max(news.moved, Ordering::Relaxed) < news.moved {
+                    self.advances.fetch_add(1, Ordering::Relaxed);
+                }
+            }
             Err(error) => tracing::debug!("the MGS does not hear this node's report: {error}"),
         }
     }

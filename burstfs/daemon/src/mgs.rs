@@ -127,7 +127,7 @@ impl MgsDriver {
                 self.heard(report.node);
                 let mut mgs = self.lock();
                 mgs.report(report);
-                Ok(MgsReply::Report(News { lost: mgs.lost() }))
+                Ok(MgsReply::Report(News { lost: mgs.lost(), moved: mgs.moved() }))
             }
             MgsRequest::Fail(fail) => {
                 tracing::warn!("{}: {}", fail.node, fail.failure);

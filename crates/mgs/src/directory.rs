@@ -234,6 +234,13 @@ impl Mgs {
         }
     }
 
+    /// What all nodes have staged and drained, as far as they have said: something that rises while anything moves.
+    pub fn moved(&self) -> u64 {
+        let of = |figures: StageFigures| figures.bytes_done.saturating_add(figures.files_done);
+        let moved = self.reports().map(|report| of(report.stage_in).saturating_add(of(report.stage_out)));
+        moved.fold(0, u64::saturating_add)
+    }
+
     /// How the drain ended. The first word stays.
     pub fn conclude(&mut self, conclusion: Conclusion) {
         if self.conclusion.is_none() {

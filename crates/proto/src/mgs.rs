@@ -182,6 +182,8 @@ pub struct Report {
 pub struct News {
     /// Nodes that were given up.
     pub lost: Vec<NodeIndex>,
+    /// Rises when anything moves on any node: bytes and entries that were staged or drained.
+    pub moved: u64,
 }
 
 /// Why a node cannot go on starting.

@@ -41,6 +41,8 @@ impl SmallPfs {
 
 impl Drop for SmallPfs {
     fn drop(&mut self) {
+        // It may have been left frozen.
+        let _ = run("fsfreeze", &["-u", &self.here.to_string_lossy()]);
         if let Err(error) = run("umount", &[&self.here.to_string_lossy()]) {
             eprintln!("{error:#}");
         }
@@ -228,6 +230,44 @@ fn held_data_is_drained_by_itself_when_the_reason_is_gone() -> Result<()> {
         job.receipt()?.ensure_complete()?;
         for node in NODES {
             ensure!(fs::read_to_string(closed.join("out").join(node))? == format!("from {node}\n"), "{node}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_destination_that_hangs_holds_up_no_epilog() -> Result<()> {
+    scenario("hold-hang", |s| {
+        for line in ["E402: ", "stage_out: ", "E303: ", "is given up: nothing was heard of it for too long"] {
+            s.allow(line);
+        }
+        for line in ["a process of the instance does not end", "the MGS has moved; the drain begins anew", "E301: "] {
+            s.allow(line);
+        }
+        let site = "/etc/burstfs/burstfs.toml";
+        let change =
+            |from: &str, to: &str| format!("sed -i 's/^no_progress = \"{from}\"/no_progress = \"{to}\"/' {site}");
+        s.change("ctl", &change("10min", "10s"), &change("10s", "10min"))?;
+        let small = SmallPfs::mount(s, 100)?;
+        run("fsfreeze", &["-f", &text(&small.here)?])?;
+        let job = s
+            .job("alice")?
+            .burstfs("capacity=400MiB")
+            .burstfs(format!("stage_out source=/out/ destination={}/out", small.there))
+            .script("mkdir $BURSTFS/out && srun sh -c 'echo from $(hostname) > $BURSTFS/out/$(hostname)'")
+            .submit()?;
+        job.wait_end(SOON * 3)?;
+        s.cluster.control(&["wait-idle"])?;
+        let instance = job.instance(0)?;
+        ensure!(listed(s, &instance)?.iter().all(Option::is_some), "every node keeps its part");
+        run("fsfreeze", &["-u", &text(&small.here)?])?;
+        // The daemons may be resting just now; what counts is the end.
+        burstfs(s, "ctl", "alice", &format!("resume {}", job.id))?;
+        wait_gone(s, &instance)?;
+        job.receipt()?.ensure_complete()?;
+        for node in NODES {
+            let file = small.here.join("out").join(node);
+            ensure!(fs::read_to_string(file)? == format!("from {node}\n"), "{node}");
         }
         Ok(())
     })
