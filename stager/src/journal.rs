@@ -57,7 +57,12 @@ impl Journal {
         let mut open_dirs: Vec<Dir> = Vec::new();
         let good = read_frames(&mut file, |frame| match frame {
             Frame::Began(dir) => open_dirs.push(dir),
-            Frame::Ended(dir) => open_dirs.retain(|open| *open != dir),
+            // One of the batches of this directory; others may be under way.
+            Frame::Ended(dir) => {
+                if let Some(at) = open_dirs.iter().position(|open| *open == dir) {
+                    open_dirs.swap_remove(at);
+                }
+            }
             Frame::Copied(files) => earlier.extend(files.into_iter().map(|copied| (copied.path_hash, copied))),
         })?;
         file.set_len(good)?;
@@ -160,7 +165,10 @@ mod tests {
             journal.began(&place(b"a")).unwrap();
             journal.copied(vec![copied]).unwrap();
             journal.ended(&place(b"a")).unwrap();
+            // Two batches of one directory, of which one has ended.
             journal.began(&place(b"b")).unwrap();
+            journal.began(&place(b"b")).unwrap();
+            journal.ended(&place(b"b")).unwrap();
         }
         let whole = std::fs::metadata(&path).unwrap().len();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(&[5, 0, 0, 0, 1, 2]).unwrap();
