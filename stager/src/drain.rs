@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use burstfs_types::{ACL_ACCESS, ACL_DEFAULT, Errno, Ino};
+use burstfs_types::{ACL_ACCESS, ACL_DEFAULT, Errno, Ino, Layout};
 use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -128,7 +128,13 @@ impl<'a> Drain<'a> {
 
     async fn file(&self, entry: &Entry, ino: Ino) -> Result<Prepared<'_>, EntryError> {
         if !self.copy.is_new {
-            let meta = self.getattr(ino).await?;
+            let failed = |errno: Errno| EntryError::Source { what: "stat", errno: errno.into() };
+            let attr = self.context.tree.getattr(ino).await.map_err(failed)?;
+            let meta = Meta::from(&attr);
+            // Before anything at the target counts: names that are there already belong to their group.
+            if let Some(later) = self.linked_later(ino, attr.layout.as_ref(), &meta) {
+                return Ok(Prepared::Fate(later));
+            }
             if let Some(record) = self.existing(entry, &meta)? {
                 return Ok(Prepared::Fate(Fate::Done(record)));
             }
@@ -139,6 +145,17 @@ impl<'a> Drain<'a> {
         // Nothing was written through it: an error here says nothing about the copy.
         let _ = self.context.tree.close(opened.handle).await;
         prepared
+    }
+
+    /// The item of its own that a file with several names becomes, on the node that all of them go to.
+    fn linked_later(&self, ino: Ino, layout: Option<&Layout>, meta: &Meta) -> Option<Fate> {
+        if self.copy.how == How::Linked || meta.kind != Kind::File || meta.nlink <= 1 || !self.job.preserve.hardlinks {
+            return None;
+        }
+        // Also a file without data needs one node for all its names.
+        let tree = &self.context.tree;
+        let place = tree.place(ino, layout).or_else(|| tree.place(ino, None));
+        Some(Fate::Later { how: How::Linked, place, bytes: meta.size })
     }
 
     /// What is at the target already: the record, if it need not be copied.
@@ -182,14 +199,13 @@ impl<'a> Drain<'a> {
         if before.kind != Kind::File {
             return Err(EntryError::Special(before.kind.text()));
         }
-        let place = || self.context.tree.place(ino, opened.attr.layout.as_ref());
-        if self.copy.how != How::Linked && before.nlink > 1 && self.job.preserve.hardlinks {
-            // Also a file without data needs one node for all its names.
-            let place = place().or_else(|| self.context.tree.place(ino, None));
-            return Ok(Prepared::Fate(Fate::Later { how: How::Linked, place, bytes: before.size }));
+        let layout = opened.attr.layout.as_ref();
+        if let Some(later) = self.linked_later(ino, layout, &before) {
+            return Ok(Prepared::Fate(later));
         }
         if self.copy.how == How::Batch && before.size >= ALONE_MIN_BYTES {
-            return Ok(Prepared::Fate(Fate::Later { how: How::Alone, place: place(), bytes: before.size }));
+            let place = self.context.tree.place(ino, layout);
+            return Ok(Prepared::Fate(Fate::Later { how: How::Alone, place, bytes: before.size }));
         }
         let (fd, temporary) = self.create(entry)?;
         let checksum = self.contents(opened, &before, fd.as_fd()).await?;
