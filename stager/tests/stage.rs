@@ -14,7 +14,6 @@ use burstfs_proto::stage::Direction;
 use burstfs_stager::{Atomic, InstanceTree, StageJob, Update};
 use burstfs_types::{Code, Errno};
 use support::compare::{assert_same, snapshot, torture};
-use support::faulty::Faulty;
 use support::tree::{FaultTree, LocalTree};
 use support::{Ran, Run, job, runtime};
 
@@ -217,68 +216,6 @@ fn whichever_call_fails_the_receipt_is_true() {
     assert!(incomplete > 0);
 }
 
-/// The target fails at its k-th change, for every k: nothing false is said, nothing partial has a name, and an attempt after that,
-/// with the journals of the first, brings it all there and says so.
-#[test]
-fn whichever_change_of_the_target_fails_the_next_attempt_goes_on() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
-    const ALL: u64 = u64::MAX;
-    let place = Place::new();
-    let instance = place.path("instance");
-    small_tree(&instance);
-    let attempt = |round: &Place, attempt: u32| {
-        let jobs = vec![out("/", &round.path("mount").join("t"))];
-        drain(round, 2, attempt, jobs, Arc::new(LocalTree::new(&instance, 2)))
-    };
-    let changes = {
-        let round = Place::new();
-        let faulty = Faulty::mount(&round.path("target"), &round.path("mount"), ALL, 0, 0);
-        assert_eq!(attempt(&round, 1).outcome.failure, None);
-        assert_same(&instance, &round.path("target").join("t"));
-        faulty.faults.seen()
-    };
-    assert!(changes > 40, "{changes}");
-    let (mut held, mut cures) = (0, std::collections::BTreeSet::new());
-    for (errno, count) in
-        [(Errno::EIO, 1), (Errno::ENOSPC, 1), (Errno::ENOSPC, ALL), (Errno::EDQUOT, ALL), (Errno::EIO, ALL)]
-    {
-        for from in 1..=changes {
-            let round = Place::new();
-            let target = round.path("target").join("t");
-            let faulty = Faulty::mount(&round.path("target"), &round.path("mount"), from, count, errno.raw());
-            let what = format!("{errno:?} x {count} from {from}");
-            let first = attempt(&round, 1);
-            if target.exists() {
-                check_truth(&first, &round, &instance, &target, &what);
-            } else {
-                assert!(!first.outcome.is_complete, "{what}");
-            }
-            faulty.faults.end();
-            if !first.outcome.is_complete {
-                held += 1;
-                cures.insert(first.outcome.cure);
-                let is_full = errno != Errno::EIO;
-                let code = first.outcome.failure.clone().unwrap().code;
-                assert_eq!(is_full, code == Code::DrainNoSpace, "{what}: {:?}", first.outcome);
-                assert_ne!(first.outcome.cure, burstfs_stager::Cure::None, "{what}: {:?}", first.outcome);
-            }
-            let copied = whole_files(&instance, &target);
-            let second = attempt(&round, 2);
-            assert_eq!(second.outcome.failure, None, "{what}");
-            assert_same(&instance, &target);
-            let receipt = second.receipt(&round.path("job"));
-            assert_eq!(receipt["result"], "COMPLETE", "{what}");
-            for (path, version) in copied {
-                let now = fs::symlink_metadata(&path).unwrap();
-                assert_eq!((now.ino(), now.mtime_nsec()), version, "{what}: {path:?} was copied again");
-            }
-        }
-    }
-    assert!(held > 100 && cures.len() == 2, "{held} {cures:?}");
-}
-
 /// A directory that is to appear at once: whichever call fails, it is there as a whole or not at all, and nothing else is touched.
 #[test]
 fn a_directory_appears_at_once() {
@@ -321,20 +258,6 @@ fn a_directory_appears_at_once() {
         assert_eq!(fs::read_dir(round.path("target")).unwrap().count(), 1, "call {from}");
     }
     assert!(missed > 0);
-}
-
-/// The files of `target` that are what they should be, with what changes when they are written anew.
-fn whole_files(source: &Path, target: &Path) -> Vec<(std::path::PathBuf, (u64, i64))> {
-    let names = snapshot(target).into_keys().filter(|path| !target.join(path).symlink_metadata().unwrap().is_dir());
-    names
-        .filter(|path| {
-            source.join(path).is_file() && fs::read(source.join(path)).ok() == fs::read(target.join(path)).ok()
-        })
-        .map(|path| {
-            let metadata = fs::symlink_metadata(target.join(&path)).unwrap();
-            (target.join(&path), (metadata.ino(), metadata.mtime_nsec()))
-        })
-        .collect()
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! A local directory as the instance, a queue in memory, faults, and a comparison of trees.
 
 pub mod compare;
-pub mod faulty;
 pub mod queue;
 pub mod tree;
 
