@@ -232,7 +232,7 @@ async fn begin(
     supervisor: &Supervisor,
 ) -> Result<Life, Failure> {
     if let Some(device) = device {
-        let session = node.serve(device).await?;
+        let session = node.serve(device, &description).await?;
         tokio::spawn(async move { tracing::info!("FUSE session: {:?}", session.ended().await) });
     }
     let life = Life::of(description, node, supervisor).await?;

@@ -13,7 +13,7 @@ use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::{Identity as InstanceIdentity, Mgs};
 use burstfs_net::{
     ChannelLimits, Choice, Client, Identity, Listener, Munge, Network, NetworkConfig, ServerConfig, ServerHandle,
-    ServerLimits, XidSource, serve,
+    ServerLimits, TcpConfig, XidSource, serve,
 };
 use burstfs_node::description::InstanceDescription;
 use burstfs_oss::{Options, Ost};
@@ -223,7 +223,12 @@ fn reach_node_0_as_the_mgs(map: &mut Map, directory: &Directory) {
 
 impl Node {
     /// Serves the mount.
-    pub(crate) async fn serve(&self, mount: MountDevice) -> Result<FuseSession, Failure> {
+    pub(crate) async fn serve(
+        &self,
+        mount: MountDevice,
+        description: &InstanceDescription,
+    ) -> Result<FuseSession, Failure> {
+        let config = Memory::of(description).fuse();
         let (fs, runtime) = (self.fs.clone(), tokio::runtime::Handle::current());
         let passthrough = mount.backing.and_then(|socket| match Broker::new(socket) {
             Ok(broker) => Some(Passthrough { files: self.ost.clone(), ids: Arc::new(broker) }),
@@ -232,12 +237,29 @@ impl Node {
                 None
             }
         });
-        let session = tokio::task::spawn_blocking(move || {
-            fuse::serve(fs, mount.device, FuseConfig::default(), passthrough, runtime)
-        })
-        .await;
+        let session =
+            tokio::task::spawn_blocking(move || fuse::serve(fs, mount.device, config, passthrough, runtime)).await;
         let served = session.map_err(std::io::Error::other).and_then(|session| session);
         served.map_err(|error| Failure::new(Code::MountFailed, format!("the kernel's FUSE: {error}")))
+    }
+}
+
+/// How the memory for data on its way is divided.
+#[derive(Clone, Copy)]
+struct Memory(usize);
+
+impl Memory {
+    fn of(description: &InstanceDescription) -> Memory {
+        Memory(usize::try_from(description.network.memory_bytes).unwrap_or(usize::MAX))
+    }
+
+    /// Servers have memory of their own: two nodes that ask each other must not wait for each other's.
+    fn network(self) -> TcpConfig {
+        TcpConfig { client_pool_bytes: self.0 / 4, server_pool_bytes: self.0 / 2 }
+    }
+
+    fn fuse(self) -> FuseConfig {
+        FuseConfig { bulk_bytes_max: self.0 / 4, ..FuseConfig::default() }
     }
 }
 
@@ -253,8 +275,10 @@ fn open_network(description: &InstanceDescription, own_ips: &anyhow::Result<Vec<
         Transport::Tcp => Choice::Tcp,
     };
     let missing = |reason: String| Failure::new(Code::RdmaMissing, format!("{}: {reason}", description.node_name()));
-    let config =
-        NetworkConfig { rdma_connections: description.network.rdma_connections.into(), ..NetworkConfig::default() };
+    let config = NetworkConfig {
+        memory: Memory::of(description).network(),
+        rdma_connections: description.network.rdma_connections.into(),
+    };
     match own_ips {
         Ok(ips) => Network::open(choice, ips, config).map_err(missing),
         Err(error) if choice == Choice::Rdma => Err(missing(format!("{error:#}"))),

@@ -135,6 +135,7 @@ mod tests {
                 transport: Transport::Tcp,
                 interfaces: Vec::new(),
                 rdma_connections: 1,
+                memory_bytes: 1 << 25,
             },
             metadata: MetadataPolicy::default(),
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: u64::from(SILENCE_TICKS) * 1000 },

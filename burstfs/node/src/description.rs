@@ -92,6 +92,8 @@ pub struct Network {
     pub interfaces: Vec<String>,
     /// RDMA connections to each peer over each pair of devices.
     pub rdma_connections: u16,
+    /// Memory of one `burstfsd` for data that is on its way, bytes.
+    pub memory_bytes: u64,
 }
 
 /// How long to wait for what.
@@ -151,6 +153,7 @@ mod tests {
                 transport: Transport::Auto,
                 interfaces: vec!["ib0".into()],
                 rdma_connections: 1,
+                memory_bytes: 192 << 20,
             },
             timeouts: Timeouts { start_ms: 60_000, no_progress_ms: 600_000, silence_ms: 30_000 },
             metadata: MetadataPolicy::default(),

@@ -225,6 +225,7 @@ mod tests {
                 transport: Transport::Auto,
                 interfaces: vec![],
                 rdma_connections: 1,
+                memory_bytes: 1,
             },
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: 1 },
             metadata: burstfs_types::MetadataPolicy::default(),

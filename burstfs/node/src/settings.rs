@@ -46,6 +46,7 @@ impl Settings {
                 transport: config.network.transport,
                 interfaces: config.network.interfaces,
                 rdma_connections: config.network.rdma_connections,
+                memory_bytes: config.network.memory.bytes(),
             },
             timeouts: Timeouts {
                 start_ms: millis(config.timeouts.start),

@@ -34,6 +34,11 @@ pub const DEFAULT_PATH: &str = "/etc/burstfs/burstfs.toml";
 /// More than any site writes, little enough to read without thinking.
 const FILE_MAX_BYTES: u64 = 1 << 20;
 
+/// With it `burstfsd` stays below 256 MiB under full load.
+const MEMORY_DEFAULT: Size = Size::from_mib(128);
+/// A quarter of it takes the largest transfer twice.
+const MEMORY_MIN: Size = Size::from_mib(32);
+
 /// All of `burstfs.toml`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -100,6 +105,9 @@ pub struct Network {
     pub interfaces: Vec<String>,
     /// RDMA connections from a node to each other one, over each pair of devices.
     pub rdma_connections: u16,
+    /// Memory of one `burstfsd` for data that is on its way between nodes.
+    #[serde(with = "values::size")]
+    pub memory: Size,
 }
 
 /// `[timeouts]`
@@ -181,6 +189,7 @@ impl Default for Network {
             transport: Transport::Auto,
             interfaces: Vec::new(),
             rdma_connections: 1,
+            memory: MEMORY_DEFAULT,
         }
     }
 }
@@ -242,6 +251,11 @@ impl SiteConfig {
         }
         if !(1..=RDMA_CONNECTIONS_MAX).contains(&network.rdma_connections) {
             return Some(("rdma_connections", format!("one to {RDMA_CONNECTIONS_MAX} connections are possible")));
+        }
+        if network.memory < MEMORY_MIN {
+            let message =
+                format!("{} is too little for one large transfer each way; {MEMORY_MIN} is the least", network.memory);
+            return Some(("memory", message));
         }
         if let Some(max) = self.max_per_node.filter(|max| *max < self.default_capacity) {
             let message =

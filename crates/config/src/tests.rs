@@ -65,6 +65,7 @@ fn errors_say_where_and_what() {
             "burstfs.toml:2: interfaces: \"ib/1\" is no name of a network interface",
         ),
         ("[network]\nrdma_connections = 0", "burstfs.toml:2: rdma_connections: one to 16 connections"),
+        ("[network]\nmemory = \"31MiB\"", "burstfs.toml:2: memory: 31MiB is too little"),
         ("[network]\ntransport = \"ib\"", "burstfs.toml:2: transport: unknown variant `ib`"),
         ("[profiles.none]\nname = \"x\"", "burstfs.toml:1: no profile can be named \"none\""),
         ("[profiles.4x]\nname = \"x\"", "the profile's name \"4x\" must be"),

@@ -43,11 +43,20 @@ impl Size {
         (bytes > 0).then_some(Size(bytes))
     }
 
+    /// `count` times 1024^2 bytes, at least one of them, at most what fits.
+    pub const fn from_mib(count: u64) -> Size {
+        Size::from_units(count, 1 << 20)
+    }
+
     /// `count` times 1024^3 bytes, at least one of them, at most what fits.
     pub const fn from_gib(count: u64) -> Size {
+        Size::from_units(count, 1 << 30)
+    }
+
+    const fn from_units(count: u64, unit: u64) -> Size {
         match count {
-            0 => Size(1 << 30),
-            count => Size(count.saturating_mul(1 << 30)),
+            0 => Size(unit),
+            count => Size(count.saturating_mul(unit)),
         }
     }
 
