@@ -23,6 +23,7 @@ mod roles;
 mod staging;
 mod succession;
 mod tree;
+mod turns;
 
 use std::io::IsTerminal;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -21,10 +21,14 @@ use tokio::sync::watch;
 use crate::check;
 use crate::links::Links;
 use crate::mgs::MgsDriver;
+use crate::turns::Turns;
 
 /// Transfers up to this size are done on the thread that has the request: handing it over would cost more than a copy
 /// from or to the page cache.
 const SMALL_IO_BYTES: usize = 64 << 10;
+
+/// Long transfers that are under way at a time for each processor: more would only take turns at the page cache.
+const TRANSFERS_PER_PROCESSOR: usize = 4;
 
 /// How long a request for the MGS waits on a node that does not carry it.
 const TAKING_OVER: Duration = Duration::from_secs(10);
@@ -43,6 +47,8 @@ pub(crate) struct Targets {
 pub(crate) struct Roles {
     targets: watch::Receiver<Option<Targets>>,
     mgs: watch::Receiver<Option<Arc<MgsDriver>>>,
+    /// Of long transfers at the OST.
+    turns: Turns,
 }
 
 impl Roles {
@@ -51,7 +57,8 @@ impl Roles {
         targets: watch::Receiver<Option<Targets>>,
         mgs: watch::Receiver<Option<Arc<MgsDriver>>>,
     ) -> Roles {
-        Roles { targets, mgs }
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Roles { targets, mgs, turns: Turns::new((TRANSFERS_PER_PROCESSOR * processors).clamp(8, 64)) }
     }
 
     async fn targets(&self) -> Result<Targets, Errno> {
@@ -70,6 +77,7 @@ impl Roles {
 
     async fn call_oss(&self, caller: Caller, request: OssRequest, bulk: &mut dyn Bulk) -> Result<Vec<u8>, Errno> {
         let ost = self.targets().await?.ost;
+        let is_transfer = matches!(request, OssRequest::Read(_) | OssRequest::Write(_) | OssRequest::Append(_));
         let is_long = match &request {
             OssRequest::Read(_) | OssRequest::Write(_) | OssRequest::Append(_) => {
                 bulk.source_len().max(bulk.sink_len()) > SMALL_IO_BYTES
@@ -84,6 +92,9 @@ impl Roles {
         if !is_long {
             return ost.call(caller, request, bulk).await.map(|reply| reply.encode());
         }
+        // A client that sends a hundred of them does not keep the others waiting. What is not a transfer is seldom, or waits for the
+        // device alone.
+        let _turn = if is_transfer { Some(self.turns.take(caller.client).await) } else { None };
         // The OST finishes without waiting, so blocking on it is only the I/O itself.
         let runtime = tokio::runtime::Handle::current();
         tokio::task::block_in_place(|| runtime.block_on(ost.call(caller, request, bulk))).map(|reply| reply.encode())
