@@ -8,11 +8,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use burstfs_client::fuse::BackingIds;
 use burstfs_node::backing::{self, Answer};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -20,6 +21,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How long an open of a file waits for an id before it does without.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For so long an open waits on its own thread: the broker answers within microseconds, and the way over the runtime takes several
+/// threads that have to be woken.
+const AT_ONCE: Duration = Duration::from_micros(500);
 
 /// The broker.
 pub(crate) struct Broker {
@@ -58,7 +62,7 @@ fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 impl BackingIds for Broker {
     async fn open(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
         let ticket = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (tell, told) = oneshot::channel();
+        let (tell, mut told) = oneshot::channel();
         match self.shared.waiting().as_mut() {
             Some(waiting) => waiting.insert(ticket, tell),
             None => return Err(gone()),
@@ -66,6 +70,9 @@ impl BackingIds for Broker {
         self.shared.send(|socket| backing::send_open(socket, ticket, file)).await.inspect_err(|_| {
             self.shared.take(ticket);
         })?;
+        if let Some(answer) = self.shared.hear_at_once(&mut told, &self.closing) {
+            return answer;
+        }
         let answer = tokio::time::timeout(PATIENCE, told).await.map_err(|_| {
             self.shared.take(ticket);
             io::Error::from(io::ErrorKind::TimedOut)
@@ -99,6 +106,47 @@ impl Shared {
         }
     }
 
+    /// Waits a moment for an answer, without leaving the thread. Answers to others are handed on. What goes wrong is left to [`hear`].
+    fn hear_at_once(
+        &self,
+        told: &mut oneshot::Receiver<io::Result<u32>>,
+        closing: &mpsc::UnboundedSender<u32>,
+    ) -> Option<io::Result<u32>> {
+        let end = Instant::now() + AT_ONCE;
+        loop {
+            match told.try_recv() {
+                Ok(answer) => return Some(answer),
+                Err(oneshot::error::TryRecvError::Closed) => return Some(Err(gone())),
+                Err(oneshot::error::TryRecvError::Empty) => {}
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let limit = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            let mut sockets = [PollFd::new(self.socket.get_ref(), PollFlags::IN)];
+            match rustix::event::poll(&mut sockets, Some(&limit)) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return told.try_recv().ok(),
+            }
+            match backing::receive(self.socket.get_ref().as_fd()) {
+                Ok(Some(answer)) => self.deliver(answer, closing),
+                // Somebody else was quicker: it may have been this one's.
+                Err(Errno::AGAIN) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Hands an answer to whoever waits for it; an id that nobody wants is given back.
+    fn deliver(&self, answer: Answer, closing: &mpsc::UnboundedSender<u32>) {
+        let id = answer.id.map_err(io::Error::from);
+        let unheard = match self.take(answer.ticket) {
+            Some(tell) => tell.send(id).err(),
+            None => Some(id),
+        };
+        if let Some(Ok(id)) = unheard {
+            let _ = closing.send(id);
+        }
+    }
+
     async fn receive(&self) -> io::Result<Option<Answer>> {
         self.socket.async_io(Interest::READABLE, |socket| Ok(backing::receive(socket.as_fd())?)).await
     }
@@ -107,16 +155,7 @@ impl Shared {
 async fn hear(shared: Arc<Shared>, closing: mpsc::UnboundedSender<u32>) {
     let why = loop {
         match shared.receive().await {
-            Ok(Some(Answer { ticket, id })) => {
-                let id = id.map_err(io::Error::from);
-                let unheard = match shared.take(ticket) {
-                    Some(tell) => tell.send(id).err(),
-                    None => Some(id),
-                };
-                if let Some(Ok(id)) = unheard {
-                    let _ = closing.send(id);
-                }
-            }
+            Ok(Some(answer)) => shared.deliver(answer, &closing),
             Ok(None) => break gone(),
             Err(error) => break error,
         }
