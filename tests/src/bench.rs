@@ -78,7 +78,7 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let decimals = if self.unit == "x" { 2 } else { 1 };
+        let decimals = if self.unit == "x" || self.unit == "s/GiB" { 2 } else { 1 };
         let figure = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"));
         let (min, max) = (self.samples.iter().copied().reduce(f64::min), self.samples.iter().copied().reduce(f64::max));
         let aim = match self.aim {

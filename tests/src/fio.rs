@@ -16,7 +16,7 @@ pub struct Load {
     pub is_direct: bool,
 }
 
-/// Where it does it.
+/// Where it does it, and who.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     /// The node.
@@ -25,8 +25,10 @@ pub struct Place<'a> {
     pub user: &'a str,
     /// The directory.
     pub dir: &'a str,
-    /// Programs on the node whose processor time counts as well.
+    /// Programs whose processor time counts as well.
     pub servers: &'a [&'a str],
+    /// On these nodes.
+    pub served_by: &'a [&'a str],
 }
 
 /// What came of it.
@@ -45,11 +47,23 @@ pub struct Slice {
     pub file: u64,
     /// Milliseconds.
     pub runtime_ms: u64,
+    /// Where in the file it begins, bytes.
+    pub offset: u64,
 }
 
-/// Sums what the threads of the programs have had of the processors, in ns.
-const CPU: &str = r#"cpu() { for program in $SERVERS; do for pid in $(pgrep -x "$program"); do
-    cat /proc/$pid/task/*/schedstat; done; done | awk '{ sum += $1 } END { printf "%.0f\n", sum }'; }"#;
+/// What the threads of these programs have had of the processors on these nodes, in ns.
+pub fn cpu_ns(cluster: &Cluster, nodes: &[&str], programs: &[&str]) -> Result<f64> {
+    let mut sum = 0.0;
+    for node in nodes.iter().filter(|_| !programs.is_empty()) {
+        let script = format!(
+            r#"for program in {}; do for pid in $(pgrep -x "$program"); do cat /proc/$pid/task/*/schedstat; done; done |
+               awk '{{ sum += $1 }} END {{ printf "%.0f\n", sum }}'"#,
+            programs.join(" ")
+        );
+        sum += cluster.sh(node, &script)?.trim().parse::<f64>().with_context(|| format!("{node}: schedstat"))?;
+    }
+    Ok(sum)
+}
 
 impl Load {
     /// `1 MiB sequential read, O_DIRECT`.
@@ -64,27 +78,35 @@ impl Load {
         format!("{block} {order} {}, {how}", self.kind.trim_start_matches("rand"))
     }
 
+    /// fio's command line for a file in `dir`.
+    pub fn command(&self, dir: &str, slice: Slice) -> String {
+        let (Load { kind, block, is_direct }, Slice { file, runtime_ms, offset }) = (self, slice);
+        format!(
+            "cd {dir} && fio --name=load --filename=load --rw={kind} --bs={block} --direct={} --size={file} \
+             --offset={offset} --runtime={runtime_ms}ms --time_based --invalidate=0 --fallocate=none --ioengine=psync --output-format=json",
+            u8::from(*is_direct)
+        )
+    }
+
     /// Runs it once. What is dirty is written back before, so that nobody pays for the run before his.
     pub fn run(&self, cluster: &Cluster, place: &Place<'_>, slice: Slice) -> Result<Outcome> {
-        let Load { kind, block, is_direct } = self;
-        let Place { node, user, dir, servers } = place;
-        let Slice { file, runtime_ms } = slice;
+        let Place { node, user, dir, servers, served_by } = place;
+        let before = cpu_ns(cluster, served_by, servers)?;
         let script = format!(
-            "SERVERS='{}'; {CPU}; sync; before=$(cpu)
-             cd {dir} && setpriv --reuid {user} --regid {user} --init-groups --reset-env \\
-               fio --name=load --filename=load --rw={kind} --bs={block} --direct={} --size={file} --runtime={runtime_ms}ms \\
-               --time_based --invalidate=0 --fallocate=none --ioengine=psync --output-format=json || exit 1
-             echo \"$before $(cpu)\"",
-            servers.join(" "),
-            u8::from(*is_direct),
+            "sync; setpriv --reuid {user} --regid {user} --init-groups --reset-env sh -c '{}'",
+            self.command(dir, slice)
         );
         let said = cluster.sh(node, &script)?;
-        let end = said.rfind('}').with_context(|| format!("fio: {said}"))?;
-        let start = said.find('{').with_context(|| format!("fio: {said}"))?;
+        Outcome::parse(&said, cpu_ns(cluster, served_by, servers)? - before)
+    }
+}
+
+impl Outcome {
+    /// From what fio says, and the servers' processor time.
+    pub fn parse(said: &str, servers_ns: f64) -> Result<Outcome> {
+        let (start, end) = said.find('{').zip(said.rfind('}')).with_context(|| format!("fio: {said}"))?;
         let job: Value = serde_json::from_str(&said[start..=end]).with_context(|| format!("fio: {said}"))?;
-        let cpu_ns: Vec<f64> = said[end + 1..].split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        ensure!(cpu_ns.len() == 2, "fio: {said}");
-        outcome(&job["jobs"][0], cpu_ns[1] - cpu_ns[0])
+        outcome(&job["jobs"][0], servers_ns)
     }
 }
 
