@@ -23,6 +23,8 @@
 //! 6. Once the device failed a change for good ([`Ost::fatal_error`]), no change is acknowledged; reads go on, since the
 //!    drain wants whatever can still be had.
 //!
+//! What a client on another node reads in a pattern is read ahead into the page cache (`readahead`): there is nowhere else to keep it.
+//!
 //! Concurrency: every operation runs on the calling thread and ends there; it waits for nothing but the device (and a bulk
 //! transfer that is not in this process). Locks, in the order in which they are taken: a shard of the cache of open files,
 //! never held together with another lock except an object's charge · an object's content (shared by writes, alone for
@@ -40,6 +42,7 @@ mod list;
 mod name;
 mod operations;
 mod ost;
+mod readahead;
 mod space;
 mod store;
 mod subdirs;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::IoSlice;
+use std::num::NonZeroU64;
 use std::sync::PoisonError;
 
 use burstfs_proto::oss::{
@@ -11,8 +12,8 @@ use burstfs_proto::oss::{
 use burstfs_proto::service::{Bulk, BulkError, Caller};
 use burstfs_types::{Errno, ObjectId, Timestamp, limits};
 use rustix::fs::{
-    FallocateFlags, SeekFrom, Stat, Timespec, Timestamps, UTIME_OMIT, fallocate, fdatasync, fstat, fstatvfs, fsync,
-    ftruncate, seek,
+    Advice, FallocateFlags, SeekFrom, Stat, Timespec, Timestamps, UTIME_OMIT, fadvise, fallocate, fdatasync, fstat,
+    fstatvfs, fsync, ftruncate, seek,
 };
 use rustix::io::{Errno as SysErrno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
@@ -21,6 +22,7 @@ use crate::appends::Extent;
 use crate::device::errno;
 use crate::name;
 use crate::ost::Ost;
+use crate::readahead::Piece;
 use crate::space::Reservation;
 use crate::store::Object;
 
@@ -28,7 +30,7 @@ use crate::store::Object;
 const BATCH_MAX: usize = 4_096;
 
 impl Ost {
-    pub(crate) async fn read(&self, request: &Read, bulk: &mut dyn Bulk) -> Result<ReadDone, Errno> {
+    pub(crate) async fn read(&self, caller: Caller, request: &Read, bulk: &mut dyn Bulk) -> Result<ReadDone, Errno> {
         name::check(request.object)?;
         let len = request.len as usize;
         if len > limits::RPC_BULK_MAX_BYTES || len > bulk.sink_len() {
@@ -48,7 +50,23 @@ impl Ost {
                 done
             }
         };
+        if done == len {
+            self.read_ahead(caller, request.object, Piece { offset: request.offset, len: done as u64 });
+        }
         Ok(ReadDone { len: u32::try_from(done).map_err(|_| Errno::EIO)? })
+    }
+
+    /// Has the device read what the client is likely to ask for next. The kernel only starts it; what goes wrong shows when the
+    /// client does ask.
+    fn read_ahead(&self, caller: Caller, id: ObjectId, read: Piece) {
+        let pieces = self.readahead.after(caller.client, id, read);
+        if pieces.is_empty() {
+            return;
+        }
+        let Ok(Some(object)) = self.store.get(id) else { return };
+        for piece in pieces.into_iter().filter(|piece| piece.offset <= limits::FILE_SIZE_MAX_BYTES) {
+            let _ = fadvise(&object.file, piece.offset, NonZeroU64::new(piece.len), Advice::WillNeed);
+        }
     }
 
     fn read_at(&self, id: ObjectId, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {

@@ -19,6 +19,7 @@ use crate::appends::Appends;
 use crate::device::is_fatal;
 use crate::lent::Lending;
 use crate::name::{SUBDIRS, parse, subdir_name};
+use crate::readahead::Readahead;
 use crate::space::Space;
 use crate::store::{Store, allocated};
 
@@ -71,6 +72,7 @@ pub struct Ost {
     pub(crate) store: Store,
     pub(crate) appends: Appends,
     pub(crate) lending: Lending,
+    pub(crate) readahead: Readahead,
     /// Bytes of a block of the device's file system.
     pub(crate) block: u64,
     fatal: OnceLock<Errno>,
@@ -91,7 +93,14 @@ impl Ost {
         let block = fstatvfs(&root).map_err(scan_error)?.f_bsize.clamp(512, 1 << 20);
         let space = Space::new(options.capacity_bytes, found.bytes);
         let store = Store::new(root, space, found.objects, options.open_files_max);
-        Ok(Ost { store, appends, lending: Lending::default(), block, fatal: OnceLock::new() })
+        Ok(Ost {
+            store,
+            appends,
+            lending: Lending::default(),
+            readahead: Readahead::default(),
+            block,
+            fatal: OnceLock::new(),
+        })
     }
 
     /// The error after which no change is acknowledged any more, if there was one.
@@ -116,7 +125,7 @@ impl Ost {
 impl ObjectService for Ost {
     async fn call(&self, caller: Caller, request: OssRequest, bulk: &mut dyn Bulk) -> Result<OssReply, Errno> {
         match request {
-            OssRequest::Read(request) => self.read(&request, bulk).await.map(OssReply::Read),
+            OssRequest::Read(request) => self.read(caller, &request, bulk).await.map(OssReply::Read),
             OssRequest::Write(request) => self.write(&request, bulk).await.map(OssReply::Write),
             OssRequest::Append(request) => self.append(caller, &request, bulk).await.map(OssReply::Append),
             OssRequest::Truncate(request) => self.truncate(&request).map(OssReply::Truncate),

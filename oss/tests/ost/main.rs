@@ -8,4 +8,5 @@ mod capacity;
 mod hostile;
 mod lent;
 mod model;
+mod readahead;
 mod support;
