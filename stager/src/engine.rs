@@ -27,9 +27,7 @@ use crate::links::Links;
 use crate::list::Streams;
 use crate::names::Page;
 use crate::pace::Pace;
-use crate::{
-    InstanceTree, Ledger, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names, start,
-};
+use crate::{InstanceTree, Ledger, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names, start};
 
 /// Finished work of one hand-in stays below this, encoded; well under the RPC's limit for a body.
 const HAND_IN_MAX_BYTES: usize = 600 << 10;

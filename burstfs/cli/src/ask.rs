@@ -90,15 +90,18 @@ impl Place {
     /// That of an instance that outlives its job.
     pub(crate) fn noted(instance: InstanceId, note: &Note) -> Result<Place, Ending> {
         let failure = |message: String| Ending::new(Exit::Failure, message);
-        let host = note.hosts.first().cloned().ok_or_else(|| failure(format!("{instance} has no hosts")))?;
+        if note.hosts.is_empty() {
+            return Err(failure(format!("{instance} has no hosts")));
+        }
         let user = User::from_name(&note.user).ok().flatten();
         let uid = user.ok_or_else(|| failure(format!("user {} is not known here", note.user)))?.uid;
-        Ok(Place { instance, host, uid: uid.as_raw() })
+        let hosts = note.hosts.iter().take(SEATS_MAX).cloned().collect();
+        Ok(Place { instance, hosts, uid: uid.as_raw() })
     }
 
-    /// The host of the MGS.
+    /// The host where the MGS is looked for first.
     pub(crate) fn host(&self) -> &str {
-        &self.host
+        self.hosts.first().map_or("?", String::as_str)
     }
 }
 

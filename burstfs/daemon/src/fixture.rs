@@ -74,6 +74,7 @@ impl Fixture {
             user: "alice".into(),
             hosts: self.map.nodes.iter().map(|node| node.host.clone()).collect(),
             capacity: 1,
+            receipt: String::new(),
         };
         let mgs = Mgs::succeed(identity, &self.map, &[]);
         Arc::new(MgsDriver::new(&self.dir.path().join("mgs"), self.own, mgs, 1).unwrap())

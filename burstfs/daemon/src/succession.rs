@@ -141,6 +141,8 @@ mod tests {
             timeouts: Timeouts { start_ms: 1, no_progress_ms: 1, silence_ms: u64::from(SILENCE_TICKS) * 1000 },
             restarted: false,
             incarnation: 1,
+            drains_alone: false,
+            held: None,
         })
     }
 

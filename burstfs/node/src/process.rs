@@ -187,7 +187,7 @@ pub(crate) fn end_all(pidfds: &[OwnedFd]) -> bool {
         matches!(wait_readable(pidfd.as_fd(), Some(left)), Ok(true))
     };
     // A process in an uninterruptible wait ends when the mount that it waits for is aborted, or answers again.
-    let are_gone = pidfds.iter().fold(true, |are_gone, pidfd| is_gone(pidfd) && are_gone);
+    let are_gone = pidfds.iter().all(is_gone);
     if !are_gone {
         crate::log::warning!("a process of the instance does not end");
     }

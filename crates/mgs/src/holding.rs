@@ -138,7 +138,7 @@ mod tests {
     fn join(node: u16, attempts: u32, doubted: Option<u16>) -> Join {
         let address = SocketAddr::from(([127, 0, 0, 1], 100 + node));
         let held = Some(HeldPart { attempts, suspects: doubted.map(NodeIndex::new).into_iter().collect() });
-        Join { node: NodeIndex::new(node), incarnation: u64::from(attempts), address, rdma: None, held }
+        Join { node: NodeIndex::new(node), incarnation: u64::from(attempts), address, rdma: Vec::new(), held }
     }
 
     #[test]

@@ -185,9 +185,8 @@ fn what_is_not_built_is_refused_as_such() {
     ] {
         refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);
     }
-    for (item, marked) in [("on_error=warn", "warn")] {
-        refused(&[&format!("stage_in source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
-        refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
+    for verb in ["stage_in", "stage_out"] {
+        refused(&[&format!("{verb} source=/a destination=/b on_error=warn")], Code::NotBuiltYet, "warn");
     }
     refused(&["stage_in source=/a destination=/b when=async"], Code::NotBuiltYet, "async");
     for (item, marked) in [
