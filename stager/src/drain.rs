@@ -515,7 +515,9 @@ pub(crate) fn apply(target: BorrowedFd<'_>, wanted: &Wanted, xattrs: &Xattrs) ->
             mode &= 0o1777;
         }
     }
-    for (name, value) in xattrs {
+    // Setting the others needs the right to write, which an access list may take from the owner.
+    let (acls, others): (Vec<_>, Vec<_>) = xattrs.iter().partition(|(name, _)| is_acl(name));
+    for (name, value) in others.into_iter().chain(acls) {
         let is_set = permitted(pfs::set_xattr(target, name, value), "set attributes of")?;
         if is_acl(name) { not_kept.acl |= !is_set } else { not_kept.xattr |= !is_set }
     }
