@@ -19,9 +19,10 @@ pub(crate) const ALONE_MIN_BYTES: u64 = 32 << 20;
 pub(crate) const SMALL_MAX_BYTES: u64 = 256 << 10;
 /// When a batch has copied so much, the rest of it becomes another item: somebody else may have nothing to do.
 const BATCH_MAX_BYTES: u64 = 64 << 20;
-/// Files that are open at the target and synced together. Their calls to the instance overlap, so that those to one other
-/// node go there in one message.
-const GROUP_MAX: usize = 64;
+/// Files that are open at the target and synced together: a batch.
+const GROUP_MAX: usize = 128;
+/// Files whose calls to the instance overlap, so that those to one other node go there in one message.
+const OVERLAP_MAX: usize = 64;
 
 /// What became of an entry in one round.
 pub(crate) enum Fate {
@@ -157,7 +158,7 @@ pub(crate) async fn overlap<'a, T, F: Future<Output = T>>(
     entries: &'a [Entry],
     one: impl FnMut(&'a Entry) -> F,
 ) -> Vec<T> {
-    stream::iter(entries).map(one).buffered(GROUP_MAX).collect().await
+    stream::iter(entries).map(one).buffered(OVERLAP_MAX).collect().await
 }
 
 fn all_failed(entries: &[Entry], error: &EntryError) -> Vec<Option<Fate>> {

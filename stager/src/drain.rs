@@ -28,6 +28,8 @@ use crate::tree::{Kind, Meta, Opened};
 /// Hexadecimal digits behind `.burstfs-<job>-`: attempt, node, number.
 const SUFFIX_DIGITS: usize = 8 + 4 + 8;
 const NAME_MAX: usize = 255;
+/// From so many files on one `syncfs` takes less time than their syncs.
+const SYNCFS_MIN: usize = 4;
 /// Threads that wait for files to be durable, for one group.
 const SYNCS_MAX: usize = 16;
 
@@ -79,7 +81,9 @@ pub(crate) struct Drain<'a> {
     number: u16,
     copy: &'a Copy,
     attempt: u32,
+    /// Opened before anything is written: `syncfs` of it reports every error since.
     dir: OwnedFd,
+    syncs_whole: bool,
     /// Whether what is made in the directory gets an ACL of it that is not the source's.
     passes_acl_on: bool,
 }
@@ -95,7 +99,8 @@ impl<'a> Drain<'a> {
         let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
             .map_err(EntryError::target("open the directory of"))?;
         let passes_acl_on = job.preserve.acl && pfs::has_xattr(dir.as_fd(), ACL_DEFAULT);
-        Ok(Drain { context, job, number, copy, attempt, dir, passes_acl_on })
+        let syncs_whole = pfs::syncs_whole(dir.as_fd());
+        Ok(Drain { context, job, number, copy, attempt, dir, syncs_whole, passes_acl_on })
     }
 
     /// Makes the renames durable.
@@ -213,7 +218,6 @@ impl<'a> Drain<'a> {
         if !self.getattr(ino).await?.is_same_version(&before) {
             return Err(EntryError::Changed);
         }
-        pfs::start_writeback(fd.as_fd(), before.size);
         let record = record(entry, &before, checksum, EntryState::Copied, not_kept);
         let target = entry.target_name().to_vec();
         Ok(Prepared::Pending(Box::new(Pending { fd: Arc::new(fd), temporary, target, meta: before, record })))
@@ -385,7 +389,7 @@ impl<'a> Drain<'a> {
             Prepared::Pending(pending) => Some(pending.fd.clone()),
             Prepared::Fate(_) => None,
         });
-        let mut synced = sync_all(&self.context.runtime, files.collect()).await.into_iter();
+        let mut synced = self.sync(files.collect()).await.into_iter();
         let publish = |prepared| match prepared {
             Prepared::Fate(fate) => fate,
             Prepared::Pending(pending) => match synced.next() {
@@ -395,6 +399,15 @@ impl<'a> Drain<'a> {
             },
         };
         prepared.into_iter().map(publish).collect()
+    }
+
+    /// Makes files durable, each with its own result: all with one call where that means the same.
+    async fn sync(&self, files: Vec<Arc<OwnedFd>>) -> Vec<Result<(), OsError>> {
+        // If something went wrong there, each file says for itself whether it was this one.
+        if self.syncs_whole && files.len() >= SYNCFS_MIN && pfs::sync_file_system(self.dir.as_fd()).is_ok() {
+            return vec![Ok(()); files.len()];
+        }
+        sync_all(&self.context.runtime, files).await
     }
 
     /// Checks a file that was synced, and gives it its name.

@@ -17,6 +17,9 @@ use crate::pfs;
 use crate::progress::Progress;
 use crate::tree::{Extent, TreeHandle};
 
+/// When so much has been written, it is written back while the copy goes on.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Bytes that were shown as done; taken back when the copy fails.
@@ -138,11 +141,15 @@ pub(crate) async fn copy_out(
     let How { number, size, skips_holes, is_hashed } = how;
     let mut shown = Shown { progress: &context.progress, bytes: 0 };
     let mut digest = Digest::new(is_hashed);
-    let mut end = 0;
+    let (mut end, mut written_back) = (0, 0);
     read_tree(context, Some(number), handle, size, skips_holes, |offset, data| {
         digest.data(offset, data);
         pfs::write_at(target, offset, data).map_err(EntryError::target("write"))?;
         end = offset + data.len() as u64;
+        if end - written_back >= WRITEBACK_BYTES {
+            pfs::start_writeback(target, written_back, end - written_back);
+            written_back = end;
+        }
         shown.add(data.len() as u64);
         Ok(())
     })
