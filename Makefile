@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e kills posix rdma-test bench-start bench-data bench-net lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e kills posix rdma-test bench-start bench-data bench-net bench-stage lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -61,6 +61,9 @@ bench-data: setup build ## local files through burstfs and without: a table and 
 
 bench-net: setup build ## calls over RDMA and TCP, against perftest and a bare socket: a table and target/bench/net.json (root)
 	tests/rdma/bench-net
+
+bench-stage: setup build ## stage-in and drain beside cp, rsync and a parallel cp: a table and target/bench/stage.json (root)
+	BURSTFS_CLUSTER_NVME_MB=12288 tests/benches/run stage
 
 lint: ## formatting, clippy, licences and sources of the dependencies
 	$(CARGO) fmt --all --check

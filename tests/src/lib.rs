@@ -16,6 +16,7 @@ mod cluster;
 pub mod fio;
 mod job;
 mod logs;
+pub mod meter;
 mod receipt;
 mod scenario;
 mod tree;
