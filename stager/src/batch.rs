@@ -10,6 +10,7 @@ use crate::item::{Copy, Entry, EntryRecord, EntryState, How, Step, Work};
 use crate::job::StageJob;
 use crate::journal::{Copied, path_hash};
 use crate::list;
+use crate::spread;
 use burstfs_proto::stage::Direction;
 use burstfs_types::NodeIndex;
 
@@ -77,6 +78,9 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
                     again.push((entry, tries + 1))
                 }
                 Some(Fate::Failed(error)) => {
+                    if let How::Spread(spread) = &copy.how {
+                        spread::discard(&copy.dir, spread);
+                    }
                     context.progress.failed();
                     records.push(EntryRecord::failed(&entry, &error));
                 }

@@ -22,6 +22,7 @@ use crate::job::{Atomic, StageJob, Update, Verify};
 use crate::journal::{Copied, path_hash};
 use crate::links::{GroupKey, Made};
 use crate::pfs;
+use crate::spread::is_spread;
 use crate::stream;
 use crate::tree::{Kind, Meta, Opened};
 
@@ -34,12 +35,22 @@ const SYNCFS_MIN: usize = 4;
 const SYNCS_MAX: usize = 16;
 
 /// A temporary name, removed unless it was renamed.
-struct Temporary<'a> {
+pub(crate) struct Temporary<'a> {
     dir: BorrowedFd<'a>,
     name: Option<Vec<u8>>,
 }
 
-impl Temporary<'_> {
+impl<'a> Temporary<'a> {
+    /// One that was made by another item.
+    pub(crate) fn of(dir: BorrowedFd<'a>, name: Vec<u8>) -> Temporary<'a> {
+        Temporary { dir, name: Some(name) }
+    }
+
+    /// Leaves it to another item; its name.
+    pub(crate) fn keep(mut self) -> Vec<u8> {
+        self.name.take().unwrap_or_default()
+    }
+
     fn rename(mut self, target: &[u8]) -> Result<(), OsError> {
         if let Some(name) = &self.name {
             pfs::rename(self.dir, name, target)?;
@@ -60,29 +71,44 @@ impl Drop for Temporary<'_> {
 }
 
 /// A file that is written but has not its name yet.
-struct Pending<'a> {
+pub(crate) struct Pending<'a> {
     fd: Arc<OwnedFd>,
     /// `None`: written in place.
     temporary: Option<Temporary<'a>>,
     target: Vec<u8>,
     meta: Meta,
     record: EntryRecord,
+    /// The contents have been compared already.
+    is_checked: bool,
 }
 
-enum Prepared<'a> {
+impl<'a> Pending<'a> {
+    /// A file whose contents have been read again and compared.
+    pub(crate) fn checked(
+        fd: Arc<OwnedFd>,
+        temporary: Option<Temporary<'a>>,
+        target: Vec<u8>,
+        meta: Meta,
+        record: EntryRecord,
+    ) -> Pending<'a> {
+        Pending { fd, temporary, target, meta, record, is_checked: true }
+    }
+}
+
+pub(crate) enum Prepared<'a> {
     Fate(Fate),
     Pending(Box<Pending<'a>>),
 }
 
 /// A batch's target directory.
 pub(crate) struct Drain<'a> {
-    context: &'a Context,
-    job: &'a StageJob,
-    number: u16,
+    pub(crate) context: &'a Context,
+    pub(crate) job: &'a StageJob,
+    pub(crate) number: u16,
     copy: &'a Copy,
     attempt: u32,
     /// Opened before anything is written: `syncfs` of it reports every error since.
-    dir: OwnedFd,
+    pub(crate) dir: OwnedFd,
     syncs_whole: bool,
     /// Whether what is made in the directory gets an ACL of it that is not the source's.
     passes_acl_on: bool,
@@ -109,8 +135,10 @@ impl<'a> Drain<'a> {
     }
 
     pub(crate) async fn group(&self, entries: &[Entry]) -> Vec<Fate> {
-        if let (How::Linked, [entry]) = (self.copy.how, entries) {
-            return vec![self.linked(entry).await.into()];
+        match (&self.copy.how, entries) {
+            (How::Linked, [entry]) => return vec![self.linked(entry).await.into()],
+            (How::Spread(spread), [entry]) => return vec![self.stripe(entry, spread).await.into()],
+            (How::Batch | How::Alone | How::Linked | How::Spread(_), _) => {}
         }
         let prepared = overlap(entries, |entry| self.prepare(entry)).await;
         self.commit(prepared).await
@@ -126,7 +154,7 @@ impl<'a> Drain<'a> {
         prepared.unwrap_or_else(|error| Prepared::Fate(Fate::Failed(error)))
     }
 
-    async fn getattr(&self, ino: Ino) -> Result<Meta, EntryError> {
+    pub(crate) async fn getattr(&self, ino: Ino) -> Result<Meta, EntryError> {
         let failed = |errno: Errno| EntryError::Source { what: "stat", errno: errno.into() };
         Ok(Meta::from(&self.context.tree.getattr(ino).await.map_err(failed)?))
     }
@@ -208,9 +236,13 @@ impl<'a> Drain<'a> {
         if let Some(later) = self.linked_later(ino, layout, &before) {
             return Ok(Prepared::Fate(later));
         }
-        if self.copy.how == How::Batch && before.size >= ALONE_MIN_BYTES {
+        let is_spread = self.copy.how != How::Linked && is_spread(layout, before.size);
+        if self.copy.how == How::Batch && (before.size >= ALONE_MIN_BYTES || is_spread) {
             let place = self.context.tree.place(ino, layout);
             return Ok(Prepared::Fate(Fate::Later { how: How::Alone, place, bytes: before.size }));
+        }
+        if is_spread {
+            return self.begin_spread(entry, opened, &before).map(Prepared::Fate);
         }
         let (fd, temporary) = self.create(entry)?;
         let checksum = self.contents(opened, &before, fd.as_fd()).await?;
@@ -220,10 +252,11 @@ impl<'a> Drain<'a> {
         }
         let record = record(entry, &before, checksum, EntryState::Copied, not_kept);
         let target = entry.target_name().to_vec();
-        Ok(Prepared::Pending(Box::new(Pending { fd: Arc::new(fd), temporary, target, meta: before, record })))
+        let (fd, meta) = (Arc::new(fd), before);
+        Ok(Prepared::Pending(Box::new(Pending { fd, temporary, target, meta, record, is_checked: false })))
     }
 
-    fn create(&self, entry: &Entry) -> Result<(OwnedFd, Option<Temporary<'_>>), EntryError> {
+    pub(crate) fn create(&self, entry: &Entry) -> Result<(OwnedFd, Option<Temporary<'_>>), EntryError> {
         let failed = EntryError::target("create");
         let dir = self.dir.as_fd();
         if self.job.atomic == Atomic::None {
@@ -267,7 +300,7 @@ impl<'a> Drain<'a> {
         Ok(is_hashed.then(|| xxh3_128(&data)))
     }
 
-    async fn attributes(&self, ino: Ino, source: &Meta, target: BorrowedFd<'_>) -> Result<Kept, EntryError> {
+    pub(crate) async fn attributes(&self, ino: Ino, source: &Meta, target: BorrowedFd<'_>) -> Result<Kept, EntryError> {
         let xattrs = self.xattrs(ino).await?;
         let wanted = self.context.identity.wanted(source, self.job.preserve);
         let mut not_kept = apply(target, &wanted, &xattrs)?;
@@ -384,7 +417,7 @@ impl<'a> Drain<'a> {
         Ok(Some(Fate::Done(record)))
     }
 
-    async fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
+    pub(crate) async fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
         let files = prepared.iter().filter_map(|prepared| match prepared {
             Prepared::Pending(pending) => Some(pending.fd.clone()),
             Prepared::Fate(_) => None,
@@ -434,7 +467,7 @@ impl<'a> Drain<'a> {
                 return Err(EntryError::Size { found, expected });
             }
         }
-        let Some(expected) = pending.record.checksum else { return Ok(()) };
+        let Some(expected) = pending.record.checksum.filter(|_| !pending.is_checked) else { return Ok(()) };
         let found = stream::checksum_out(fd, pending.meta.size).map_err(&failed)?.unwrap_or_default();
         if found == expected { Ok(()) } else { Err(EntryError::Checksum { found, expected }) }
     }

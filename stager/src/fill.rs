@@ -47,7 +47,7 @@ impl<'a> Fill<'a> {
     }
 
     pub(crate) async fn group(&self, entries: &[Entry]) -> Vec<Fate> {
-        if let (How::Linked, [entry]) = (self.copy.how, entries) {
+        if let (How::Linked, [entry]) = (&self.copy.how, entries) {
             return vec![self.linked(entry).await.into()];
         }
         overlap(entries, async |entry| self.entry(entry).await.into()).await

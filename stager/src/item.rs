@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::error::EntryError;
+use crate::spread::Spread;
 
 const VERSION: u8 = 1;
 
@@ -56,7 +57,7 @@ pub(crate) struct Copy {
     pub(crate) entries: Vec<Entry>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum How {
     /// Small entries; large files and hard links that turn up become items of their own.
     Batch,
@@ -64,6 +65,8 @@ pub(crate) enum How {
     Alone,
     /// Names of files that have several: one at a time, all of a group on one node.
     Linked,
+    /// One file whose bytes are on several nodes, out of the instance: the next of its stripes.
+    Spread(Box<Spread>),
 }
 
 /// A directory on both sides.

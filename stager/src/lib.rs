@@ -54,6 +54,7 @@ mod progress;
 mod publish;
 mod queue;
 mod receipt;
+mod spread;
 mod start;
 mod stream;
 mod tree;

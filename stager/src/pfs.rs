@@ -63,6 +63,12 @@ pub(crate) fn create_in_place(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedF
     Ok(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?)
 }
 
+/// Opens a file that is there, for reading and writing.
+pub(crate) fn open_existing(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(fs::openat(dir, name, flags, Mode::empty())?)
+}
+
 /// Attributes of an open file.
 pub(crate) fn stat(fd: BorrowedFd<'_>) -> Result<Meta> {
     Ok(meta(&fs::fstat(fd)?))

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::tree::{Extent, TreeHandle};
 
 /// When so much has been written, it is written back while the copy goes on.
-const WRITEBACK_BYTES: u64 = 8 << 20;
+pub(crate) const WRITEBACK_BYTES: u64 = 8 << 20;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 

@@ -89,6 +89,47 @@ fn a_tree_of_everything_goes_in_and_out_unchanged() {
 }
 
 #[test]
+fn striped_files_come_out_stripe_by_stripe() {
+    let place = Place::new();
+    let (instance, target) = (place.path("instance"), place.path("target"));
+    torture(&instance, 10);
+    let tree = Arc::new(LocalTree::striped(&instance, 3, 64 << 10));
+    let ran = drain(&place, 3, 1, vec![out("/", &target)], tree.clone());
+    assert_eq!(ran.outcome.failure, None);
+    // The instance's root keeps its own attributes.
+    let (want, have) = (snapshot(&instance), snapshot(&target));
+    assert_eq!(want, have);
+    let receipt = ran.receipt(&place.path("job"));
+    let large = receipt["entries"].as_array().unwrap().iter().find(|entry| entry["path"] == "/large").unwrap();
+    let hash = xxhash_rust::xxh3::xxh3_128(&fs::read(instance.join("large")).unwrap());
+    assert_eq!(large["checksum"], format!("xxh3-128:{hash:032x}"), "of the whole file, as for any other");
+    assert_eq!(tree.open_handles(), 0);
+    let mut in_place = out("/large", &target.join("in-place"));
+    in_place.atomic = burstfs_stager::Atomic::None;
+    let ran = drain(&place, 3, 2, vec![in_place], tree);
+    assert_eq!(ran.outcome.failure, None);
+    assert!(fs::read(target.join("in-place")).unwrap() == fs::read(instance.join("large")).unwrap());
+}
+
+#[test]
+fn whichever_call_of_a_striped_file_fails_the_receipt_is_true() {
+    let place = Place::new();
+    let instance = place.path("instance");
+    fs::write(instance.join("striped"), vec![7; 300_000]).unwrap();
+    let tree =
+        |from, count, errno| Arc::new(FaultTree::new(LocalTree::striped(&instance, 3, 64 << 10), from, count, errno));
+    let clean = tree(u64::MAX, 0, Errno::EIO);
+    assert_eq!(drain(&place, 3, 1, vec![out("/", &place.path("clean"))], clean.clone()).outcome.failure, None);
+    for (errno, count) in [(Errno::EACCES, 1), (Errno::EIO, u64::MAX), (Errno::ESTALE, 2)] {
+        for from in 1..=clean.calls() {
+            let round = Place::new();
+            let ran = drain(&round, 3, 1, vec![out("/", &round.path("target"))], tree(from, count, errno));
+            check_truth(&ran, &round, &instance, &round.path("target"), &format!("{errno:?} x {count} from {from}"));
+        }
+    }
+}
+
+#[test]
 fn names_follow_rsync() {
     let place = Place::new();
     let (instance, target) = (place.path("instance"), place.path("target"));

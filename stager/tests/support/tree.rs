@@ -17,6 +17,8 @@ use rustix::fs::{AtFlags, CWD, SeekFrom, Timespec, Timestamps, XattrFlags};
 pub struct LocalTree {
     root: PathBuf,
     nodes: u16,
+    /// Bytes of a stripe unit, where files are on all nodes.
+    unit: Option<u32>,
     paths: Mutex<HashMap<u64, PathBuf>>,
     handles: Mutex<HashMap<u64, Arc<File>>>,
     next: AtomicU64,
@@ -35,10 +37,16 @@ impl LocalTree {
         LocalTree {
             root: root.to_owned(),
             nodes,
+            unit: None,
             paths: Mutex::new(HashMap::from([(1, root.to_owned())])),
             handles: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
         }
+    }
+
+    /// The same with striped files.
+    pub fn striped(root: &Path, nodes: u16, unit: u32) -> LocalTree {
+        LocalTree { unit: Some(unit), ..LocalTree::new(root, nodes) }
     }
 
     /// Handles that nobody closed.
@@ -85,7 +93,13 @@ impl LocalTree {
             atime: time(meta.atime(), meta.atime_nsec()),
             mtime: time(meta.mtime(), meta.mtime_nsec()),
             ctime: time(meta.ctime(), meta.ctime_nsec()),
-            layout: (kind == FileKind::Regular).then(|| Layout::on_one(ost)),
+            layout: (kind == FileKind::Regular).then(|| match self.unit {
+                None => Layout::on_one(ost),
+                Some(unit) => {
+                    let osts = (0..self.nodes).map(|at| OstIndex::new((ost.get() + at) % self.nodes));
+                    Layout::new(unit, osts.collect()).unwrap()
+                }
+            }),
             shards: None,
         }
     }

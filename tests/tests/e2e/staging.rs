@@ -1,7 +1,8 @@
 //! Staging: what goes in and comes out again is what it was.
 
 use anyhow::{Context, Result, ensure};
-use burstfs_tests::{SOON, Scenario, scenario};
+use burstfs_tests::meter::Meter;
+use burstfs_tests::{SOON, Scenario, scenario, wait_until};
 
 /// A tree with every kind of entry, name, mode, time and hole that can be copied; run in an empty directory.
 const TORTURE: &str = r#"set -e
@@ -159,6 +160,36 @@ fn a_plan_says_what_would_move_and_moves_nothing() -> Result<()> {
         let planned: serde_json::Value = serde_json::from_str(&job.output()?).context("the plan in the job")?;
         let source = &planned["directives"][0]["source_figures"];
         ensure!(source["files"] == 2 && source["unchanged_files"] == 1 && source["files_to_copy"] == 1, "{planned:#}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_striped_file_is_drained_without_a_byte_between_nodes() -> Result<()> {
+    scenario("spread", |s| {
+        const BYTES: u64 = 48 << 20;
+        let dir = s.dir("alice")?;
+        let job = s
+            .job("alice")?
+            .burstfs("per_node=100MiB layout='striped:count=all,size=256KiB'")
+            .burstfs(format!("stage_out source=/out/ destination={dir}/out"))
+            .script(format!(
+                "mkdir $BURSTFS/out && head -c {BYTES} /dev/urandom > $BURSTFS/out/shared && sha256sum < $BURSTFS/out/shared\n\
+                 touch written; until [ -e go ]; do sleep 0.05; done"
+            ))
+            .submit()?;
+        wait_until("the file to be written", SOON, || Ok(job.file("written").exists()))?;
+        let meter = Meter::start(s.cluster)?;
+        job.touch("go")?;
+        let ended = job.wait_success(SOON);
+        let readings = meter.stop();
+        ended?;
+        job.receipt()?.ensure_complete()?;
+        let sums = s.cluster.try_sh_as("node1", "alice", &format!("sha256sum < {dir}/out/shared"))?;
+        ensure!(job.output()?.as_bytes() == sums.stdout, "{} {}", job.output()?, String::from_utf8_lossy(&sums.stdout));
+        let (first, last) = (readings.first().context("no reading")?, readings.last().context("no reading")?);
+        let sent = last.sent_bytes - first.sent_bytes;
+        ensure!(sent < BYTES as f64 / 50.0, "{sent} bytes were sent between nodes for {BYTES} of the file");
         Ok(())
     })
 }
