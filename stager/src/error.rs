@@ -159,14 +159,71 @@ impl Cure {
     }
 }
 
-/// Interruptions and lost connections pass; an I/O error of a parallel file system may have been a failover; no space,
-/// no quota and no permission do not change by asking again.
+/// What every errno of either side says about trying again. Interruptions, lost connections and servers that are away pass; an
+/// I/O error of a parallel file system may have been a failover; no space, no quota and no permission do not change by
+/// asking again (what becomes of the entry then is the ledger's matter). A call that hangs is no errno: it ends with one
+/// when its file system gives it up.
 fn again(errno: OsError) -> Again {
-    match Errno::ALL.iter().find(|known| known.raw() == errno.0) {
-        Some(Errno::EINTR | Errno::EAGAIN | Errno::ESTALE | Errno::ETIMEDOUT | Errno::EBUSY) => Again::Often,
-        Some(Errno::EIO | Errno::ENOMEM | Errno::ENFILE | Errno::EMFILE | Errno::ENOLCK) => Again::Once,
-        _ => Again::Never,
+    match Errno::ALL.iter().copied().find(|known| known.raw() == errno.0) {
+        None => again_of_others(errno.0),
+        Some(errno) => match errno {
+            Errno::EINTR | Errno::EAGAIN | Errno::EBUSY | Errno::EDEADLK | Errno::ETIMEDOUT | Errno::ESTALE => {
+                Again::Often
+            }
+            Errno::EIO
+            | Errno::ENXIO
+            | Errno::ENOMEM
+            | Errno::ENODEV
+            | Errno::ENFILE
+            | Errno::EMFILE
+            | Errno::ENOLCK
+            | Errno::EREMOTE
+            | Errno::EREMCHG
+            | Errno::EPROTO => Again::Once,
+            Errno::EPERM
+            | Errno::ENOENT
+            | Errno::E2BIG
+            | Errno::EBADF
+            | Errno::EACCES
+            | Errno::EEXIST
+            | Errno::EXDEV
+            | Errno::ENOTDIR
+            | Errno::EISDIR
+            | Errno::EINVAL
+            | Errno::EFBIG
+            | Errno::ENOSPC
+            | Errno::ESPIPE
+            | Errno::EROFS
+            | Errno::EMLINK
+            | Errno::ERANGE
+            | Errno::ENAMETOOLONG
+            | Errno::ENOSYS
+            | Errno::ENOTEMPTY
+            | Errno::ELOOP
+            | Errno::ENODATA
+            | Errno::EOVERFLOW
+            | Errno::EOPNOTSUPP
+            | Errno::EDQUOT
+            | Errno::ECANCELED => Again::Never,
+        },
     }
+}
+
+/// Of errors that no service of burstfs gives, and a parallel file system's client may.
+fn again_of_others(errno: i32) -> Again {
+    const PASSING: [i32; 10] = [
+        libc::ENOLINK,
+        libc::ECOMM,
+        libc::ENETDOWN,
+        libc::ENETUNREACH,
+        libc::ECONNABORTED,
+        libc::ECONNREFUSED,
+        libc::ESHUTDOWN,
+        libc::EHOSTDOWN,
+        libc::EHOSTUNREACH,
+        libc::EREMOTEIO,
+    ];
+    if PASSING.contains(&errno) { Again::Often } else { Again::Once }
 }
 
 #[cfg(test)]
@@ -185,5 +242,15 @@ mod tests {
             [Some(13), Some(5), Some(107), Some(36), None].map(Cure::of),
             [Cure::Permit, Cure::Wait, Cure::Wait, Cure::None, Cure::None]
         );
+        for (errno, expected) in [
+            (libc::ETIMEDOUT, Again::Often),
+            (libc::ESHUTDOWN, Again::Often),
+            (libc::EHOSTUNREACH, Again::Often),
+            (libc::EDQUOT, Again::Never),
+            (libc::EROFS, Again::Never),
+            (4095, Again::Once),
+        ] {
+            assert_eq!(EntryError::target("write")(OsError(errno)).again(), expected, "{errno}");
+        }
     }
 }
