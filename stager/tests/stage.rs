@@ -105,7 +105,7 @@ fn striped_files_come_out_stripe_by_stripe() {
     assert_eq!(large["checksum"], format!("xxh3-128:{hash:032x}"), "of the whole file, as for any other");
     assert_eq!(tree.open_handles(), 0);
     let mut in_place = out("/large", &target.join("in-place"));
-    in_place.atomic = burstfs_stager::Atomic::None;
+    in_place.atomic = Atomic::None;
     let ran = drain(&place, 3, 2, vec![in_place], tree);
     assert_eq!(ran.outcome.failure, None);
     assert!(fs::read(target.join("in-place")).unwrap() == fs::read(instance.join("large")).unwrap());
