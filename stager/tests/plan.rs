@@ -118,10 +118,12 @@ fn what_cannot_be_copied_is_named() {
         fs::set_permissions(place.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
     if rustix::process::geteuid().is_root() {
-        // Root may read everything: somebody else looks.
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        // Root may read everything: somebody else looks. The test's own program may be where only root can reach it.
+        let exe = place.path().join("exe");
+        fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+        let mut command = Command::new(exe);
         command.args(["--ignored", "--exact", "as_somebody_else", "--nocapture"]).env("PLAN_TEST_DIR", place.path());
-        let done = std::os::unix::process::CommandExt::uid(&mut command, 65_534).output().unwrap();
+        let done = std::os::unix::process::CommandExt::uid(&mut command, 65_534).current_dir("/").output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
     } else {
         look_at_closed(place.path());

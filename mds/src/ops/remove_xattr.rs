@@ -8,11 +8,14 @@ use crate::namespace::{Namespace, OpError};
 
 pub(crate) fn remove_xattr(ns: &mut Namespace<'_>, request: &RemoveXattr) -> Result<(), OpError> {
     xattr_name::check(&request.name)?;
-    let is_inherited = request.name == ACL_DEFAULT;
-    let mut inode = if is_inherited { ns.existing_with_shards(request.ino)? } else { ns.existing(request.ino)? };
+    let mut inode = ns.existing(request.ino)?;
     if inode.xattrs == 0 || ns.xattr(request.ino, &request.name)?.is_none() {
         // Of ACLs `removexattr(2)` wants only that there is none afterwards.
         return if acl::is_acl(&request.name) { Ok(()) } else { Err(Errno::ENODATA.into()) };
+    }
+    if request.name == ACL_DEFAULT {
+        // The shards of a directory have it, too.
+        inode = ns.existing_with_shards(request.ino)?;
     }
     inode.xattrs -= 1;
     inode.ctime = ns.now;
