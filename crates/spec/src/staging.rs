@@ -333,6 +333,18 @@ impl<'a> Draft<'a> {
         Ok(Filters::new(filters.map(|(action, value)| Filter::parse(action, value)).collect::<Result<_, _>>()?))
     }
 
+    /// `atomic` of a stage_out; only one source directory can appear at once.
+    fn atomic(&self, is_pattern: bool) -> Result<Atomic, Fault> {
+        let atomic = self.word("atomic")?;
+        match self.find("atomic") {
+            Some(value) if atomic == Atomic::Dir && (is_pattern || self.find("list").is_some()) => {
+                let message = "atomic=dir is for one directory; a pattern or a list is copied name by name";
+                Err(Fault::new(Code::Conflict, &value.span, message))
+            }
+            _ => Ok(atomic),
+        }
+    }
+
     fn bwlimit(&self) -> Result<Option<Rate>, Fault> {
         self.find("bwlimit").map(Rate::parse).transpose()
     }
@@ -363,6 +375,7 @@ impl<'a> Draft<'a> {
         Ok(StageOut {
             entry_type: self.entry_type(source.ends_with_slash())?,
             list: self.list(source.is_pattern())?,
+            atomic: self.atomic(source.is_pattern())?,
             source,
             destination,
             when: self.word("when")?,
@@ -370,7 +383,6 @@ impl<'a> Draft<'a> {
             on_error: self.word("on_error")?,
             preserve: self.preserve()?,
             verify: self.word("verify")?,
-            atomic: self.word("atomic")?,
             update: self.word("update")?,
             filters: self.filters()?,
             bwlimit: self.bwlimit()?,

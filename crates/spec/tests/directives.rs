@@ -202,6 +202,13 @@ fn what_is_not_built_is_refused_as_such() {
 }
 
 #[test]
+fn only_one_directory_appears_at_once() {
+    for source in ["/a*/ atomic=dir", "/a type=list list=/l atomic=dir"] {
+        refused(&[&format!("stage_out source={source} destination=/b")], Code::Conflict, "dir");
+    }
+}
+
+#[test]
 fn retain_is_a_duration_of_stage_out() {
     for text in ["0s", "1", "24", "soon", "1ms", "20years"] {
         refused(&[&format!("stage_out source=/a destination=/b retain={text}")], Code::BadValue, text);
