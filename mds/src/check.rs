@@ -24,6 +24,7 @@
 //! | 17 | an entry is with the shard of its directory that its name's hash says |
 //! | 18 | a directory's shards are there, belong to it alone, and agree with it on what has moved and on what is inherited |
 //! | 19 | no two entries of a directory have one cookie, whatever shards they are in |
+//! | 20 | what has changed since it was drained is a file or link that is there |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -81,6 +82,7 @@ struct Walk {
     shards: BTreeSet<Ino>,
     moving: BTreeSet<Ino>,
     default_acls: BTreeSet<Ino>,
+    changes: BTreeSet<Ino>,
     unfinished: Vec<Ino>,
     objects: Vec<(OstIndex, ObjectId)>,
     violations: Vec<Violation>,
@@ -222,6 +224,7 @@ impl Walk {
             key::MOVING => drop(self.moving.insert(ino)),
             key::ORPHAN => drop(self.orphans.insert(ino)),
             key::DESTROY => drop(self.destroys.insert(ino)),
+            key::CHANGE => drop(self.changes.insert(ino)),
             _ => self.unfinished.push(ino),
         }
         let is_own = ![key::INTENT, key::COMMITTED].contains(table);
@@ -470,6 +473,11 @@ impl Walk {
         for ino in std::mem::take(&mut self.destroys) {
             if self.inodes.contains_key(&ino) {
                 self.violated(10, format!("the objects of {ino} wait for removal, and the file is there"));
+            }
+        }
+        for ino in std::mem::take(&mut self.changes) {
+            if self.inodes.get(&ino).is_none_or(|inode| inode.kind() == FileKind::Directory) {
+                self.violated(20, format!("{ino} has changed, and is no file that is there"));
             }
         }
     }

@@ -17,6 +17,7 @@
 //!        Engine          RocksDB, or memory
 //! ```
 
+mod changes;
 mod check;
 mod clients;
 mod clock;

@@ -121,6 +121,11 @@ impl Stripe {
         self.held.get(&ino).is_some_and(|held| held.holders().any(|holder| holder.is_promised))
     }
 
+    /// Whether somebody has `ino` open for writing, or had until he closes what he has open of it.
+    pub(crate) fn is_open_for_writing(&self, ino: Ino) -> bool {
+        self.opens.get(&ino).is_some_and(|open| open.writers() > 0)
+    }
+
     /// Forgets the opens of `client`; gives the inodes that it had open.
     pub(crate) fn forget_opens(&mut self, client: ClientId) -> Vec<Ino> {
         let mut forgotten = Vec::new();
@@ -274,6 +279,11 @@ impl Locked<'_> {
         self.opens(ino).iter().map(|by| by.count).sum()
     }
 
+    /// As [`Stripe::is_open_for_writing`]. A stripe that is not held would be a bug; "open" is then the answer.
+    pub(crate) fn is_open_for_writing(&self, ino: Ino) -> bool {
+        self.stripe(ino).is_none_or(|stripe| stripe.is_open_for_writing(ino))
+    }
+
     /// Clients that have `ino` open for writing.
     pub(crate) fn writers(&self, ino: Ino) -> u32 {
         u32::try_from(self.opens(ino).iter().filter(|by| by.writes).count()).unwrap_or(u32::MAX)
@@ -388,13 +398,15 @@ mod tests {
         let client = |node| ClientId { node: NodeIndex::new(node), incarnation: 1 };
         let mut locked = locks.write([ino(7), ino(8), ino(7)]);
         let opened = Opened { ino: ino(7), writes: false, teaches: None };
-        locked.add_open(opened, client(1));
+        locked.add_open(Opened { writes: true, ..opened }, client(1));
         locked.add_open(opened, client(1));
         locked.add_open(opened, client(2));
         locked.remove_open(ino(7), client(1));
+        assert!(locked.is_open_for_writing(ino(7)), "which of the two was closed is not known");
         assert_eq!((locked.opens_by(ino(7), client(1)), locked.opens_by_all(ino(7))), (1, 2));
         assert_eq!(locked.forget_opens(client(1)), [ino(7)]);
         assert_eq!(locked.opens_by_all(ino(7)), 1);
+        assert!(!locked.is_open_for_writing(ino(7)));
     }
 
     #[test]

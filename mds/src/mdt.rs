@@ -26,6 +26,7 @@ use burstfs_proto::mds::{Habit, MdsReply, MdsRequest, MdtStatfs};
 use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_types::{ClientId, Errno, Ino, LayoutPolicy, MdtIndex, MetadataPolicy, Name, NodeIndex, Timestamp};
 
+use crate::changes::Changes;
 use crate::clients::{Begin, Client, Clients, Running};
 use crate::clock::Clock;
 use crate::destroy::Destroys;
@@ -61,6 +62,8 @@ pub struct MdtConfig {
     pub has_ready_made: bool,
     /// When its directories are split.
     pub policy: MetadataPolicy,
+    /// Whether it is recorded which files have changed since they were drained.
+    pub tracks_changes: bool,
 }
 
 /// One metadata target.
@@ -78,6 +81,7 @@ pub struct Mdt {
     pub(crate) txns: Txns,
     pub(crate) splits: Splits,
     pub(crate) file_locks: FileLocks,
+    pub(crate) changes: Changes,
 }
 
 /// What came of trying a request.
@@ -121,6 +125,7 @@ impl Mdt {
             peers,
             locks: Locks::new(),
             file_locks: FileLocks::load(&*engine, &clients)?,
+            changes: Changes::load(&*engine, config.tracks_changes)?,
             clients,
             inos: Inos::load(&*engine, config.mdt)?,
             inode_count: AtomicI64::new(inodes),
@@ -202,7 +207,12 @@ impl Mdt {
     }
 
     fn namespace<'t>(&self, tx: &'t mut dyn Transaction, opens: &'t dyn OpenFiles) -> Namespace<'t> {
-        Namespace::new(tx, opens, &self.config, self.clock.now())
+        Namespace::new(tx, opens, &self.config, self.clock.now(), self.changes.next())
+    }
+
+    /// Whether somebody may have `ino` open whose registration a restart has lost.
+    pub(crate) fn has_unknown_opens(&self, ino: Ino) -> bool {
+        self.inos.is_from_before(ino) && self.clients.has_survivors()
     }
 
     /// What time it is.
@@ -368,6 +378,9 @@ impl MetadataService for Mdt {
         if is_peers(&request) {
             return self.answer_peer(&request);
         }
+        if let Some(answer) = self.answer_changes(&request) {
+            return answer;
+        }
         match request.class() {
             Class::ReadOnly => match self.ask_locks(&client, &request).await {
                 Some(answer) => answer,
@@ -391,7 +404,7 @@ impl OpenFiles for Opens<'_> {
     }
 
     fn is_unknown(&self, ino: Ino) -> bool {
-        self.mdt.inos.is_from_before(ino) && self.mdt.clients.has_survivors()
+        self.mdt.has_unknown_opens(ino)
     }
 
     fn writers(&self, ino: Ino) -> u32 {

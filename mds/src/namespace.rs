@@ -134,6 +134,8 @@ pub(crate) struct Namespace<'t> {
     pub(crate) job_layout: LayoutPolicy,
     /// The time of the operation.
     pub(crate) now: Timestamp,
+    /// The number of the operation's change to what is drained; `None` where changes are not recorded.
+    pub(crate) change: Option<u64>,
     /// The number for an inode that the operation may make.
     pub(crate) fresh: Option<Ino>,
     /// The caller's registered opens of the inode that a close is about.
@@ -149,6 +151,7 @@ impl<'t> Namespace<'t> {
         opens: &'t dyn OpenFiles,
         config: &MdtConfig,
         now: Timestamp,
+        change: Option<u64>,
     ) -> Namespace<'t> {
         Namespace {
             tx,
@@ -157,6 +160,7 @@ impl<'t> Namespace<'t> {
             mdts: config.mdts,
             job_layout: config.layout,
             now,
+            change,
             fresh: None,
             caller_opens: 0,
             is_transaction: false,
@@ -191,6 +195,16 @@ impl<'t> Namespace<'t> {
 
     pub(crate) fn put_inode(&mut self, ino: Ino, inode: &Inode) {
         self.tx.put(key::inode(ino), encode(inode));
+        if matches!(inode.body, Body::Regular(_) | Body::Symlink { .. }) {
+            self.mark_changed(ino);
+        }
+    }
+
+    /// Records that the file or link `ino` differs, or is about to, from what was drained of it.
+    pub(crate) fn mark_changed(&mut self, ino: Ino) {
+        if let Some(number) = self.change {
+            self.tx.put(key::change(ino), encode(&number));
+        }
     }
 
     /// Takes the fresh number for `inode` and saves it.
@@ -333,6 +347,9 @@ impl<'t> Namespace<'t> {
             self.tx.delete(key::shard(ino));
         } else {
             self.effects.inodes -= 1;
+        }
+        if self.change.is_some() {
+            self.tx.delete(key::change(ino));
         }
         if let Body::Directory { spread: Spread::Head(_), .. } = inode.body {
             self.tx.delete(key::moving(ino));

@@ -13,11 +13,13 @@
 //! | `L` node | incarnation | the client that was last seen on a node |
 //! | `R` node, slot | [`StoredReply`] | the reply cache |
 //! | `F` ino | locks | who has which bytes of a file |
+//! | `M` ino | number | a file or link has changed since it was last drained ([`crate::changes`]) |
 //! | `T` transaction | [`Intent`](crate::txn) | what this MDT has promised to do when another one decides so |
 //! | `W` transaction | MDTs | a transaction that this MDT has committed, and who may not have done his part |
 //! | `S` ino | nothing | the inode is a shard |
 //! | `Q` ino | nothing | a directory whose names are not all where they belong |
 //! | `N` | counter | no inode number from here on was ever given out |
+//! | `E` | number | how often this MDT was started |
 //!
 //! Numbers in keys are big-endian, so that the order of keys is the order of numbers.
 
@@ -244,11 +246,13 @@ pub(crate) mod key {
     pub(crate) const CLIENT: u8 = b'L';
     pub(crate) const REPLY: u8 = b'R';
     pub(crate) const FILE_LOCKS: u8 = b'F';
+    pub(crate) const CHANGE: u8 = b'M';
     pub(crate) const INTENT: u8 = b'T';
     pub(crate) const COMMITTED: u8 = b'W';
     pub(crate) const SHARD: u8 = b'S';
     pub(crate) const MOVING: u8 = b'Q';
     pub(crate) const INO_LIMIT: &[u8] = b"N";
+    pub(crate) const EPOCH: &[u8] = b"E";
 
     fn with(table: u8, ino: Ino, rest: &[u8]) -> Vec<u8> {
         let mut key = Vec::with_capacity(9 + rest.len());
@@ -302,6 +306,10 @@ pub(crate) mod key {
 
     pub(crate) fn file_locks(ino: Ino) -> Vec<u8> {
         with(FILE_LOCKS, ino, &[])
+    }
+
+    pub(crate) fn change(ino: Ino) -> Vec<u8> {
+        with(CHANGE, ino, &[])
     }
 
     pub(crate) fn intent(tx: TxId) -> Vec<u8> {

@@ -1,13 +1,14 @@
 //! The operations on objects.
 
 use std::borrow::Cow;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
+use std::os::fd::AsRawFd;
 use std::sync::PoisonError;
 
 use burstfs_proto::oss::{
     Allocate, AllocateMode, Append, Glimpse, ObjectAttr, OstStatfs, Read, ReadDone, Remove, Seek, SeekDone, SeekTarget,
-    SetTimes, Sync, Truncate, Write, WriteDone,
+    SetTimes, Sync, Truncate, Write, WriteBack, WriteDone,
 };
 use burstfs_proto::service::{Bulk, BulkError, Caller};
 use burstfs_types::{Errno, ObjectId, Timestamp, limits};
@@ -195,6 +196,19 @@ impl Ost {
             done.map_err(errno)?;
             self.store.sync_name(request.object)
         })
+    }
+
+    /// All of the pages, those too that are on their way (`sync_file_range(2)` with all three flags): each is
+    /// write-protected where it is mapped as it is written.
+    pub(crate) fn write_back(&self, request: &WriteBack) -> Result<(), Errno> {
+        name::check(request.object)?;
+        let Some(object) = self.store.get(request.object)? else { return Ok(()) };
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: the descriptor is open, and the call touches no memory of this process.
+        match unsafe { libc::sync_file_range(object.file.as_raw_fd(), 0, 0, flags) } {
+            0 => Ok(()),
+            _ => Err(errno(SysErrno::from_io_error(&io::Error::last_os_error()).unwrap_or(SysErrno::IO))),
+        }
     }
 
     pub(crate) fn allocate(&self, request: &Allocate) -> Result<(), Errno> {

@@ -133,6 +133,7 @@ impl ObjectService for Ost {
             OssRequest::Remove(request) => self.remove(&request).map(OssReply::Remove),
             OssRequest::SetTimes(request) => self.set_times(&request).map(OssReply::SetTimes),
             OssRequest::Sync(request) => self.sync(&request).map(OssReply::Sync),
+            OssRequest::WriteBack(request) => self.write_back(&request).map(OssReply::WriteBack),
             OssRequest::Allocate(request) => self.allocate(&request).map(OssReply::Allocate),
             OssRequest::Seek(request) => self.seek(&request).map(OssReply::Seek),
             OssRequest::Statfs(_) => self.statfs().map(OssReply::Statfs),

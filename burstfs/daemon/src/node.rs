@@ -343,6 +343,7 @@ fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Resu
         layout: description.spec.create.layout,
         has_ready_made: true,
         policy: description.metadata,
+        tracks_changes: !description.spec.stage_out.is_empty(),
     };
     let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links.clone()), Arc::new(SystemClock)).context("MDT")?;
     let options = Options { capacity_bytes: description.capacity_bytes, open_files_max: OPEN_FILES_MAX };

@@ -83,6 +83,7 @@ impl Roles {
                 bulk.source_len().max(bulk.sink_len()) > SMALL_IO_BYTES
             }
             OssRequest::Sync(_)
+            | OssRequest::WriteBack(_)
             | OssRequest::Remove(_)
             | OssRequest::Truncate(_)
             | OssRequest::Allocate(_)

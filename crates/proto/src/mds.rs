@@ -73,6 +73,12 @@ rpcs! {
     0x0123 ReadOnly AwaitLocks(AwaitLocks) -> Vec<u64>;
     /// Leaves the queue; false when the ticket did not wait (any more).
     0x0124 Replayable LeaveQueue(LeaveQueue) -> bool;
+    /// Whether a file has changed since it was last drained, and may be changing.
+    0x0130 ReadOnly GetChange(GetChange) -> ChangeState;
+    /// A file was drained; whether it counts as drained now.
+    0x0131 Idempotent EndChange(EndChange) -> bool;
+    /// A file's bytes change without an open.
+    0x0132 Idempotent MarkChange(MarkChange) -> ();
     /// From another MDT: makes sure that a part of a transaction can be done here, and holds what it concerns.
     0x0180 Idempotent PeerPrepare(PeerPrepare) -> Vec<Attr>;
     /// From the coordinator: the prepared part is done, or dropped.
@@ -300,6 +306,48 @@ pub struct Open {
     pub ino: Ino,
     /// Whether it is open for writing.
     pub writes: bool,
+}
+
+/// Asks what is known of changes to a file or symbolic link since it was last drained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GetChange {
+    /// The file.
+    pub ino: Ino,
+}
+
+/// What an MDT knows of changes to a file. A mapping may have changed the bytes of one that nobody has open: its objects'
+/// times tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChangeState {
+    /// The latest change; `None` when there was none since the file was drained, or changes are not recorded.
+    pub number: Option<u64>,
+    /// Somebody has it open for writing, or may have.
+    pub is_writable: bool,
+    /// Whether changes are recorded.
+    pub is_tracked: bool,
+}
+
+impl ChangeState {
+    /// Whether the file has to be taken for changed.
+    pub fn is_changed(&self) -> bool {
+        self.number.is_some() || self.is_writable || !self.is_tracked
+    }
+}
+
+/// Says that a file was drained as it was when its latest change had this number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EndChange {
+    /// The file.
+    pub ino: Ino,
+    /// [`ChangeState::number`] from before it was read.
+    pub number: Option<u64>,
+}
+
+/// Says that a file's bytes are about to be changed by somebody who does not open it: `truncate(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MarkChange {
+    /// The file.
+    pub ino: Ino,
 }
 
 /// Takes back one [`Open`] or [`Create`] of the calling client.

@@ -33,6 +33,8 @@ rpcs! {
     0x020b ReadOnly Statfs(Statfs) -> OstStatfs;
     /// Which objects there are, for the checker.
     0x020c ReadOnly List(List) -> Listed;
+    /// Takes the right to write unseen from mappings of an object.
+    0x020d Idempotent WriteBack(WriteBack) -> ();
 }
 
 /// Reads `len` bytes at `offset`.
@@ -132,6 +134,14 @@ pub struct Sync {
     pub object: ObjectId,
     /// Data, and what is needed to find it.
     pub data_only: bool,
+}
+
+/// Writes back what mappings have changed. A store through a mapping moves an object's times only when it takes the page for
+/// writing; afterwards the next store has to do so again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WriteBack {
+    /// The object.
+    pub object: ObjectId,
 }
 
 /// What `fallocate(2)` shall do.

@@ -59,5 +59,6 @@ fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Re
     }
     let inode = ns.existing(dentry.ino)?;
     ns.effects.opened = Some(Opened::new(dentry.ino, &inode, true));
+    ns.mark_changed(dentry.ino);
     Ok(Created { attr: inode.attr(dentry.ino), is_new: false })
 }

@@ -83,6 +83,9 @@ pub(crate) fn plan(request: &MdsRequest) -> Plan<'_> {
         MdsRequest::ReserveAppend(it) => Plan::ino(it.ino),
         MdsRequest::EndAppends(it) => Plan::ino(it.ino),
         MdsRequest::Statfs(_)
+        | MdsRequest::GetChange(_)
+        | MdsRequest::EndChange(_)
+        | MdsRequest::MarkChange(_)
         | MdsRequest::SetLock(_)
         | MdsRequest::Unlock(_)
         | MdsRequest::GetLock(_)
@@ -130,8 +133,11 @@ pub(crate) fn run(ns: &mut Namespace<'_>, request: &MdsRequest) -> Result<MdsRep
         MdsRequest::ReserveAppend(it) => MdsReply::ReserveAppend(layout::reserve_append(ns, it)?),
         MdsRequest::EndAppends(it) => MdsReply::EndAppends(layout::end_appends(ns, it)?),
         // Answered by the driver: the count of inodes is not in the store, and transactions are not the operations' business.
-        // Locks are a module of their own.
+        // Locks and the record of changes are modules of their own.
         MdsRequest::Statfs(_)
+        | MdsRequest::GetChange(_)
+        | MdsRequest::EndChange(_)
+        | MdsRequest::MarkChange(_)
         | MdsRequest::SetLock(_)
         | MdsRequest::Unlock(_)
         | MdsRequest::GetLock(_)

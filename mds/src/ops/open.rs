@@ -10,6 +10,9 @@ pub(crate) fn open(ns: &mut Namespace<'_>, request: &Open) -> Result<Attr, OpErr
     match inode.kind() {
         FileKind::Regular => {
             ns.effects.opened = Some(Opened::new(request.ino, &inode, request.writes));
+            if request.writes {
+                ns.mark_changed(request.ino);
+            }
             Ok(inode.attr(request.ino))
         }
         FileKind::Directory => Err(Errno::EISDIR.into()),

@@ -62,6 +62,7 @@ pub fn split_early() -> MetadataPolicy {
 
 pub fn config(mdt: u16, mdts: u16) -> MdtConfig {
     MdtConfig {
+        tracks_changes: true,
         mdt: MdtIndex::new(mdt),
         mdts,
         root_uid: 0,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burstfs_placement::{file_size, object_size};
-use burstfs_proto::mds::{GetAttr, SetAttr, SetTime};
+use burstfs_proto::mds::{ChangeState, EndChange, GetAttr, GetChange, MarkChange, SetAttr, SetTime};
 use burstfs_proto::oss::{Glimpse, ObjectAttr, SetTimes, Truncate};
 use burstfs_types::{Attr, Ino, Layout, ObjectId, OstIndex, StripeIndex, Timestamp, limits};
 use futures_util::future::{join_all, try_join_all};
@@ -61,6 +61,10 @@ impl ClientFs {
     /// `chmod(2)`, `chown(2)`, `utimensat(2)`, `truncate(2)`.
     pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<Attr, FsError> {
         check_size(change.size.unwrap_or(0))?;
+        if change.size.is_some() {
+            // Whoever truncates a file by its name has not opened it.
+            self.targets.mds(ino.mdt(), MarkChange { ino }).await?;
+        }
         let attr = match change.for_mds(ino) {
             Some(request) => self.targets.mds(ino.mdt(), request).await?,
             None => self.targets.mds(ino.mdt(), GetAttr { ino }).await?,
@@ -76,6 +80,16 @@ impl ClientFs {
             self.set_object_times(&attr, layout, &change).await?;
         }
         self.with_objects(attr).await
+    }
+
+    /// What the MDT knows of changes to a file or link since it was last drained.
+    pub async fn change(&self, ino: Ino) -> Result<ChangeState, FsError> {
+        self.targets.mds(ino.mdt(), GetChange { ino }).await
+    }
+
+    /// Says that a file was drained as it was when its change had this number; whether it counts as drained now.
+    pub async fn end_change(&self, ino: Ino, number: Option<u64>) -> Result<bool, FsError> {
+        self.targets.mds(ino.mdt(), EndChange { ino, number }).await
     }
 
     /// Makes the file exactly `size` bytes long: each object holds its part of them, sparse where nothing was written.

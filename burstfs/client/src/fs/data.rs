@@ -2,7 +2,7 @@
 
 use burstfs_net::Source;
 use burstfs_placement::{extents, file_offset, file_size, object_size};
-use burstfs_proto::oss::{Allocate, AllocateMode, Append, ObjectAttr, Seek, SeekTarget, Sync, Write};
+use burstfs_proto::oss::{Allocate, AllocateMode, Append, ObjectAttr, Seek, SeekTarget, Sync, Write, WriteBack};
 use burstfs_types::{Ino, Layout, ObjectId, OstIndex, StripeIndex, limits};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -249,6 +249,16 @@ impl ClientFs {
             self.targets.oss(ost, Sync { object, data_only })
         });
         try_join_all(syncs).await.map(drop)
+    }
+
+    /// Writes back what is mapped for writing, on every node: the next store through a mapping moves the file's times again.
+    pub async fn write_back(&self, file: &OpenFile) -> Result<(), FsError> {
+        let Some(layout) = self.known_layout(file).await? else { return Ok(()) };
+        let objects = layout.stripes().map(|(stripe, ost)| {
+            let object = ObjectId { ino: file.ino(), stripe };
+            self.targets.oss(ost, WriteBack { object })
+        });
+        try_join_all(objects).await.map(drop)
     }
 
     /// `fallocate(2)`.

@@ -244,6 +244,7 @@ fn open_mdt(
     peers: Arc<ChannelPeers>,
 ) -> Arc<Mdt> {
     let config = MdtConfig {
+        tracks_changes: true,
         mdt: MdtIndex::new(node as u16),
         mdts: nodes as u16,
         root_uid: 0,
