@@ -6,10 +6,11 @@ use crate::drain::Drain;
 use crate::engine::{Context, Done};
 use crate::error::EntryError;
 use crate::fill::Fill;
-use crate::item::{Copy, Entry, EntryRecord, EntryState, How, Step, Work};
+use crate::item::{Copy, Entry, EntryRecord, EntryState, How, Record, Step, Work};
 use crate::job::StageJob;
 use crate::journal::{Copied, path_hash};
 use crate::list;
+use crate::settle::StillChanged;
 use crate::spread;
 use burstfs_proto::stage::Direction;
 use burstfs_types::NodeIndex;
@@ -33,6 +34,8 @@ pub(crate) enum Fate {
     Later { how: How, place: Option<NodeIndex>, bytes: u64 },
     /// Not begun, since the batch has grown too large.
     Rest,
+    /// Not copied now, since somebody changes it, or may. Only in a round.
+    Busy { bytes: u64 },
     /// Not copied.
     Failed(EntryError),
 }
@@ -47,7 +50,7 @@ impl Fate {
     fn bytes_moved(&self) -> u64 {
         match self {
             Fate::Done(record) if record.state == EntryState::Copied => record.size,
-            Fate::Done(_) | Fate::Later { .. } | Fate::Rest | Fate::Failed(_) => 0,
+            Fate::Done(_) | Fate::Later { .. } | Fate::Rest | Fate::Busy { .. } | Fate::Failed(_) => 0,
         }
     }
 }
@@ -64,7 +67,11 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
     let mut rest = Vec::new();
     loop {
         let entries: Vec<Entry> = todo.iter().map(|(entry, _)| entry.clone()).collect();
-        let fates = round(context, job, number, attempt, &copy, &entries).await;
+        let (fates, still_changed) = round(context, job, number, attempt, &copy, &entries).await;
+        if still_changed.files > 0 {
+            let StillChanged { files, bytes } = still_changed;
+            done.records.push(Record::Changed { job: number, files, bytes });
+        }
         let mut again = Vec::new();
         for ((entry, tries), fate) in todo.into_iter().zip(fates) {
             match fate {
@@ -73,6 +80,10 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
                 Some(Fate::Later { how, place, bytes }) => {
                     let later = own_item(context, &copy, entry, how, bytes);
                     done.push_item(place, &Work { job: number, attempt, step: Step::Copy(later) });
+                }
+                Some(Fate::Busy { bytes }) => {
+                    done.records.push(Record::Changed { job: number, files: 1, bytes });
+                    records.push(EntryRecord::not_attempted(&entry, "it is being written"));
                 }
                 Some(Fate::Failed(error)) if context.config.retry.allows(&error, tries) => {
                     again.push((entry, tries + 1))
@@ -91,7 +102,7 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
         tokio::time::sleep(context.config.retry.delay(tries - 1)).await;
         todo = again;
     }
-    if is_drain {
+    if is_drain && context.round().is_none() {
         journal(context, &copy, &records);
     }
     if !rest.is_empty() {
@@ -110,13 +121,17 @@ async fn round(
     attempt: u32,
     copy: &Copy,
     entries: &[Entry],
-) -> Vec<Option<Fate>> {
-    match context.direction {
+) -> (Vec<Option<Fate>>, StillChanged) {
+    let mut still_changed = StillChanged::default();
+    let fates = match context.direction {
         Direction::Out => match Drain::open(context, job, number, attempt, copy) {
             Ok(drain) => {
                 let fates = rounds(context, copy, entries, async |group| drain.group(group).await).await;
-                match drain.finish() {
-                    Ok(()) => fates,
+                match drain.finish().await {
+                    Ok(still) => {
+                        still_changed = still;
+                        fates
+                    }
                     Err(error) => fates.into_iter().map(|fate| fate.map(|fate| not_durable(fate, &error))).collect(),
                 }
             }
@@ -126,7 +141,8 @@ async fn round(
             Ok(fill) => rounds(context, copy, entries, async |group| fill.group(group).await).await,
             Err(error) => all_failed(entries, &error),
         },
-    }
+    };
+    (fates, still_changed)
 }
 
 async fn rounds(

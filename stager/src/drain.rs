@@ -22,6 +22,7 @@ use crate::job::{Atomic, StageJob, Update, Verify};
 use crate::journal::{Copied, path_hash};
 use crate::links::{GroupKey, Made};
 use crate::pfs;
+use crate::settle::{self, Settles, Settling, StillChanged, Watch};
 use crate::spread::is_spread;
 use crate::stream;
 use crate::tree::{Kind, Meta, Opened};
@@ -80,6 +81,8 @@ pub(crate) struct Pending<'a> {
     record: EntryRecord,
     /// The contents have been compared already.
     is_checked: bool,
+    /// In a round.
+    watch: Option<Watch>,
 }
 
 impl<'a> Pending<'a> {
@@ -91,7 +94,7 @@ impl<'a> Pending<'a> {
         meta: Meta,
         record: EntryRecord,
     ) -> Pending<'a> {
-        Pending { fd, temporary, target, meta, record, is_checked: true }
+        Pending { fd, temporary, target, meta, record, is_checked: true, watch: None }
     }
 }
 
@@ -112,6 +115,7 @@ pub(crate) struct Drain<'a> {
     syncs_whole: bool,
     /// Whether what is made in the directory gets an ACL of it that is not the source's.
     passes_acl_on: bool,
+    settles: Settles,
 }
 
 impl<'a> Drain<'a> {
@@ -125,13 +129,14 @@ impl<'a> Drain<'a> {
         let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
             .map_err(EntryError::target("open the directory of"))?;
         let passes_acl_on = job.preserve.acl && pfs::has_xattr(dir.as_fd(), ACL_DEFAULT);
-        let syncs_whole = pfs::syncs_whole(dir.as_fd());
-        Ok(Drain { context, job, number, copy, attempt, dir, syncs_whole, passes_acl_on })
+        let (syncs_whole, settles) = (pfs::syncs_whole(dir.as_fd()), Settles::default());
+        Ok(Drain { context, job, number, copy, attempt, dir, syncs_whole, passes_acl_on, settles })
     }
 
-    /// Makes the renames durable.
-    pub(crate) fn finish(self) -> Result<(), EntryError> {
-        pfs::sync(self.dir.as_fd()).map_err(EntryError::target("sync the directory of"))
+    /// Makes the renames durable. In a round: what is to be drained again all the same.
+    pub(crate) async fn finish(self) -> Result<StillChanged, EntryError> {
+        pfs::sync(self.dir.as_fd()).map_err(EntryError::target("sync the directory of"))?;
+        Ok(self.settles.finish(self.context).await)
     }
 
     pub(crate) async fn group(&self, entries: &[Entry]) -> Vec<Fate> {
@@ -147,11 +152,19 @@ impl<'a> Drain<'a> {
     async fn prepare(&self, entry: &Entry) -> Prepared<'_> {
         let prepared = match (entry.kind, entry.ino) {
             (EntryKind::File, Some(ino)) => self.file(entry, ino).await,
-            (EntryKind::Symlink, Some(ino)) => self.symlink(entry, ino).await.map(Prepared::Fate),
+            (EntryKind::Symlink, Some(ino)) => self.settled_symlink(entry, ino).await.map(Prepared::Fate),
             (EntryKind::File | EntryKind::Symlink, None) => Err(EntryError::source("find")(Errno::ENOENT.into())),
             (EntryKind::Directory | EntryKind::Other, _) => Err(EntryError::Special(entry.kind.text())),
         };
-        prepared.unwrap_or_else(|error| Prepared::Fate(Fate::Failed(error)))
+        prepared.unwrap_or_else(|error| Prepared::Fate(self.failed(error, entry)))
+    }
+
+    /// A file that changes under a round's hands has not failed.
+    fn failed(&self, error: EntryError, entry: &Entry) -> Fate {
+        match error {
+            EntryError::Changed if self.context.round().is_some() => Fate::Busy { bytes: entry.counted.unwrap_or(0) },
+            error => Fate::Failed(error),
+        }
     }
 
     pub(crate) async fn getattr(&self, ino: Ino) -> Result<Meta, EntryError> {
@@ -160,6 +173,13 @@ impl<'a> Drain<'a> {
     }
 
     async fn file(&self, entry: &Entry, ino: Ino) -> Result<Prepared<'_>, EntryError> {
+        if self.context.only_names(self.job) {
+            let meta = self.getattr(ino).await?;
+            let is_drained = matches!(self.drained(entry, &meta), Some(Some(_)));
+            let there = if is_drained { self.existing(entry, &meta)? } else { None };
+            let not_asked = || record(entry, &meta, None, EntryState::NotAsked, Kept::default());
+            return Ok(Prepared::Fate(Fate::Done(there.unwrap_or_else(not_asked))));
+        }
         if !self.copy.is_new {
             let failed = |errno: Errno| EntryError::Source { what: "stat", errno: errno.into() };
             let attr = self.context.tree.getattr(ino).await.map_err(failed)?;
@@ -169,6 +189,7 @@ impl<'a> Drain<'a> {
                 return Ok(Prepared::Fate(later));
             }
             if let Some(record) = self.existing(entry, &meta)? {
+                self.adopt(entry, ino, meta).await?;
                 return Ok(Prepared::Fate(Fate::Done(record)));
             }
         }
@@ -191,6 +212,32 @@ impl<'a> Drain<'a> {
         Some(Fate::Later { how: How::Linked, place, bytes: meta.size })
     }
 
+    /// Hash of the target's path.
+    fn path(&self, entry: &Entry) -> u128 {
+        path_hash(&join(&self.copy.dir.pfs_path(), entry.target_name()))
+    }
+
+    /// In a round: a file that the target had before this job drained it counts as drained.
+    async fn adopt(&self, entry: &Entry, ino: Ino, meta: Meta) -> Result<(), EntryError> {
+        let Some(drained) = self.context.config.drained.as_ref().filter(|_| self.context.round().is_some()) else {
+            return Ok(());
+        };
+        let path = self.path(entry);
+        if !drained.has_touched(path) {
+            let watch = settle::look(self.context, ino).await?;
+            self.settles.push(Settling { watch, path, meta, checksum: None });
+        }
+        Ok(())
+    }
+
+    /// What a round of this job has put at the target, if any has: the checksum, if that is what the source is now.
+    fn drained(&self, entry: &Entry, source: &Meta) -> Option<Option<Option<u128>>> {
+        let drained = self.context.config.drained.as_ref()?;
+        let path = self.path(entry);
+        let found = if entry.is_changed { None } else { drained.find(path, source) };
+        drained.has_touched(path).then_some(found)
+    }
+
     /// What is at the target already: the record, if it need not be copied.
     fn existing(&self, entry: &Entry, source: &Meta) -> Result<Option<EntryRecord>, EntryError> {
         let failed = EntryError::target("stat");
@@ -202,12 +249,16 @@ impl<'a> Drain<'a> {
         if !there.looks_like(source) {
             return Ok(None);
         }
-        let earlier = self.earlier(entry, source);
-        if self.job.update == Update::All && earlier.is_none() {
+        let drained = self.drained(entry, source);
+        let earlier = self.earlier(entry, source).map(|copied| copied.checksum);
+        // Of what this job has put there size and time are the job's own, and prove nothing.
+        let earlier = if drained == Some(None) { earlier } else { drained.flatten().or(earlier) };
+        if earlier.is_none() && (self.job.update == Update::All || drained.is_some()) {
             return Ok(None);
         }
-        let state = if earlier.is_some() { EntryState::Copied } else { EntryState::Unchanged };
-        let checksum = earlier.and_then(|copied| copied.checksum);
+        let is_first = earlier.is_some() && self.context.round().is_none();
+        let state = if is_first { EntryState::Copied } else { EntryState::Unchanged };
+        let checksum = earlier.flatten();
         let wanted = self.context.identity.wanted(source, self.job.preserve);
         let mut not_kept = wanted.not_kept;
         if self.job.preserve.mode && there.mode != wanted.mode {
@@ -222,8 +273,7 @@ impl<'a> Drain<'a> {
         if !self.context.journal.has_earlier() {
             return None;
         }
-        let path = join(&self.copy.dir.pfs_path(), entry.target_name());
-        let copied = self.context.journal.earlier(path_hash(&path))?;
+        let copied = self.context.journal.earlier(self.path(entry))?;
         ((copied.size, copied.mtime) == (source.size, source.mtime)).then_some(copied)
     }
 
@@ -236,7 +286,9 @@ impl<'a> Drain<'a> {
         if let Some(later) = self.linked_later(ino, layout, &before) {
             return Ok(Prepared::Fate(later));
         }
-        let is_spread = self.copy.how != How::Linked && is_spread(layout, before.size);
+        // What a round has copied counts only if one watch spans all of the copy: one node does it.
+        let is_one_node = self.copy.how == How::Linked || self.context.round().is_some();
+        let is_spread = !is_one_node && is_spread(layout, before.size);
         if self.copy.how == How::Batch && (before.size >= ALONE_MIN_BYTES || is_spread) {
             let place = self.context.tree.place(ino, layout);
             return Ok(Prepared::Fate(Fate::Later { how: How::Alone, place, bytes: before.size }));
@@ -244,6 +296,13 @@ impl<'a> Drain<'a> {
         if is_spread {
             return self.begin_spread(entry, opened, &before).map(Prepared::Fate);
         }
+        let watch = match self.context.round() {
+            None => None,
+            Some(selection) => match settle::begin(self.context, selection.takes, ino, opened, &before).await? {
+                None => return Ok(Prepared::Fate(Fate::Busy { bytes: before.size })),
+                watch => watch,
+            },
+        };
         let (fd, temporary) = self.create(entry)?;
         let checksum = self.contents(opened, &before, fd.as_fd()).await?;
         let not_kept = self.attributes(ino, &before, fd.as_fd()).await?;
@@ -253,12 +312,13 @@ impl<'a> Drain<'a> {
         let record = record(entry, &before, checksum, EntryState::Copied, not_kept);
         let target = entry.target_name().to_vec();
         let (fd, meta) = (Arc::new(fd), before);
-        Ok(Prepared::Pending(Box::new(Pending { fd, temporary, target, meta, record, is_checked: false })))
+        Ok(Prepared::Pending(Box::new(Pending { fd, temporary, target, meta, record, is_checked: false, watch })))
     }
 
     pub(crate) fn create(&self, entry: &Entry) -> Result<(OwnedFd, Option<Temporary<'_>>), EntryError> {
         let failed = EntryError::target("create");
         let dir = self.dir.as_fd();
+        self.touch(entry)?;
         if self.job.atomic == Atomic::None {
             return Ok((pfs::create_in_place(dir, entry.target_name()).map_err(&failed)?, None));
         }
@@ -270,6 +330,17 @@ impl<'a> Drain<'a> {
                 Err(errno) => return Err(failed(errno)),
             }
         }
+    }
+
+    /// In a round: the target is about to get a copy.
+    fn touch(&self, entry: &Entry) -> Result<(), EntryError> {
+        let Some(drained) = self.context.config.drained.as_ref().filter(|_| self.context.round().is_some()) else {
+            return Ok(());
+        };
+        drained.touch(std::iter::once(self.path(entry))).map_err(|error| {
+            let errno = OsError(error.raw_os_error().unwrap_or(Errno::EIO.raw()));
+            EntryError::Source { what: "take note of", errno }
+        })
     }
 
     fn temporary_name(&self, target: &[u8]) -> Vec<u8> {
@@ -318,6 +389,20 @@ impl<'a> Drain<'a> {
         xattrs(self.context, self.job, ino).await
     }
 
+    async fn settled_symlink(&self, entry: &Entry, ino: Ino) -> Result<Fate, EntryError> {
+        if self.context.round().is_none() {
+            return self.symlink(entry, ino).await;
+        }
+        let watch = settle::look(self.context, ino).await?;
+        let meta = self.getattr(ino).await?;
+        self.touch(entry)?;
+        let fate = self.symlink(entry, ino).await?;
+        if matches!(fate, Fate::Done(_)) {
+            self.settles.push(Settling { watch, path: self.path(entry), meta, checksum: None });
+        }
+        Ok(fate)
+    }
+
     async fn symlink(&self, entry: &Entry, ino: Ino) -> Result<Fate, EntryError> {
         if !self.job.preserve.symlinks {
             return Err(EntryError::LinkLeftOut);
@@ -334,9 +419,12 @@ impl<'a> Drain<'a> {
                 return Err(EntryError::TargetKind { found: there.kind.text(), wanted: meta.kind.text() });
             }
             let is_same = there.kind == Kind::Symlink && pfs::read_link(dir, name).is_ok_and(|old| old == points_to);
-            if is_same && self.job.update == Update::Changed {
+            if is_same && (self.job.update == Update::Changed || self.context.only_names(self.job)) {
                 return Ok(Fate::Done(record(entry, &meta, None, EntryState::Unchanged, Kept::default())));
             }
+        }
+        if self.context.only_names(self.job) {
+            return Ok(Fate::Done(record(entry, &meta, None, EntryState::NotAsked, Kept::default())));
         }
         let failed = EntryError::target("create");
         let temporary = Temporary { dir, name: Some(self.temporary_name(name)) };
@@ -411,6 +499,7 @@ impl<'a> Drain<'a> {
             Err(OsError(libc_errno)) if cannot_link(libc_errno) => return Ok(None),
             Err(errno) => return Err(failed(errno)),
         }
+        self.touch(entry)?;
         let temporary = Temporary { dir, name: Some(name) };
         temporary.rename(entry.target_name()).map_err(EntryError::target("rename"))?;
         record.state = EntryState::Copied;
@@ -453,6 +542,10 @@ impl<'a> Drain<'a> {
         checked?;
         if let Some(temporary) = pending.temporary {
             temporary.rename(&pending.target).map_err(EntryError::target("rename"))?;
+        }
+        if let Some(watch) = pending.watch {
+            let path = path_hash(&join(&self.copy.dir.pfs_path(), &pending.target));
+            self.settles.push(Settling { watch, path, meta: pending.meta, checksum: pending.record.checksum });
         }
         Ok(pending.record)
     }

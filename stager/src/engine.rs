@@ -22,12 +22,17 @@ use tokio::task::JoinSet;
 use crate::error::{Again, EntryError};
 use crate::identity::Identity;
 use crate::item::{self, Dir, Record, Step, Work};
+use crate::job::AtEnd;
 use crate::journal::Journal;
 use crate::links::Links;
 use crate::list::Streams;
 use crate::names::Page;
 use crate::pace::Pace;
-use crate::{InstanceTree, Ledger, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names, start};
+use crate::round::{Occasion, Selection, Takes};
+use crate::{
+    DrainedFiles, InstanceTree, Ledger, Progress, QueueLost, StageJob, WorkQueue, batch, drain, ledger, list, names,
+    start, survey,
+};
 
 /// Finished work of one hand-in stays below this, encoded; well under the RPC's limit for a body.
 const HAND_IN_MAX_BYTES: usize = 600 << 10;
@@ -78,6 +83,10 @@ pub struct Config {
     pub mount: Vec<u8>,
     /// For errors that may pass.
     pub retry: RetryPolicy,
+    /// Whether the job runs meanwhile.
+    pub occasion: Occasion,
+    /// What this node has drained while the job ran; `None` when it has never taken part in a round.
+    pub drained: Option<Arc<DrainedFiles>>,
 }
 
 /// Why an engine could not go on.
@@ -121,6 +130,14 @@ pub fn seed(ledger: &Ledger, attempt: u32) -> Vec<Item> {
         .collect()
 }
 
+/// As [`seed`], of a round while the job runs, which publishes nothing.
+pub fn seed_round(jobs: &[StageJob], attempt: u32) -> Vec<Item> {
+    (0..jobs.len() as u16)
+        .map(|job| Work { job, attempt, step: Step::Start { is_published: false } })
+        .map(|work| Item { place: None, body: item::encode(&work) })
+        .collect()
+}
+
 /// What the steps share.
 pub(crate) struct Context {
     pub(crate) direction: Direction,
@@ -146,6 +163,19 @@ impl Context {
         if let Some(pace) = self.paces.get(usize::from(number)) {
             pace.wait(bytes, &self.cancel).await;
         }
+    }
+
+    /// Which files a round is about; `None` when nobody but the stager is at work.
+    pub(crate) fn round(&self) -> Option<&Selection> {
+        match &self.config.occasion {
+            Occasion::Alone => None,
+            Occasion::Round(selection) => Some(selection),
+        }
+    }
+
+    /// Whether the directive's drain copies nothing: it is that at the end, of what is drained on demand.
+    pub(crate) fn only_names(&self, job: &StageJob) -> bool {
+        self.round().is_none() && job.at_end == AtEnd::Name
     }
 
     /// A number that this node has not used in a temporary name of this attempt, nor, most likely, in an earlier life.
@@ -183,9 +213,10 @@ impl Engine {
         progress: Arc<Progress>,
         cancel: Cancel,
     ) -> Result<Engine, EngineError> {
-        let name = match direction {
-            Direction::In => "in.journal",
-            Direction::Out => "out.journal",
+        let name = match (direction, &config.occasion) {
+            (Direction::In, Occasion::Alone) => "in.journal",
+            (Direction::Out, Occasion::Alone) => "out.journal",
+            (_, Occasion::Round(_)) => "rounds.journal",
         };
         let path = config.stage_dir.join(name);
         let (journal, leftovers) =
@@ -344,6 +375,9 @@ async fn step(context: &Context, work: Work) -> Done {
     };
     if context.cancel.is_cancelled() {
         return ledger::given_up(&work, "cancelled");
+    }
+    if let Occasion::Round(selection @ Selection { takes: Takes::Nothing, .. }) = &context.config.occasion {
+        return survey::step(context, job, work, selection).await;
     }
     let (number, attempt) = (work.job, work.attempt);
     match work.step {

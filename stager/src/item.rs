@@ -114,6 +114,8 @@ pub(crate) struct Entry {
     pub(crate) kind: EntryKind,
     /// Bytes that were counted as found already.
     pub(crate) counted: Option<u64>,
+    /// False when the MDS knows of no change since a round has drained it.
+    pub(crate) is_changed: bool,
 }
 
 impl Entry {
@@ -155,6 +157,8 @@ pub(crate) enum Record {
     Announced { job: u16, entries: u64, dirs: u64 },
     /// A directory was listed to its end.
     Listed { job: u16 },
+    /// In a round: files that are to be drained yet, since they have changed, or may change.
+    Changed { job: u16, files: u64, bytes: u64 },
     /// Entries with their fate.
     Entries { job: u16, source_dir: Vec<u8>, target_dir: Vec<u8>, entries: Vec<EntryRecord> },
 }
@@ -194,8 +198,15 @@ pub(crate) struct EntryRecord {
 pub(crate) enum EntryState {
     Copied,
     Unchanged,
-    Failed { reason: String, errno: Option<i32> },
-    NotAttempted { reason: String },
+    Failed {
+        reason: String,
+        errno: Option<i32>,
+    },
+    NotAttempted {
+        reason: String,
+    },
+    /// `when=manual`, and nobody has asked for it since it changed.
+    NotAsked,
 }
 
 /// What of an entry could not be carried over (or, while copying: shall not be).
@@ -248,7 +259,8 @@ impl EntryRecord {
 
     /// The record of a directory itself.
     pub(crate) fn of_directory(state: EntryState) -> EntryRecord {
-        let entry = Entry { name: Vec::new(), target: None, ino: None, kind: EntryKind::Directory, counted: None };
+        let (name, kind) = (Vec::new(), EntryKind::Directory);
+        let entry = Entry { name, target: None, ino: None, kind, counted: None, is_changed: true };
         EntryRecord::without_copy(&entry, state)
     }
 

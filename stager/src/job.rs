@@ -52,6 +52,16 @@ pub enum Atomic {
     None,
 }
 
+/// What the drain at the end does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum AtEnd {
+    /// Copies what is not drained yet.
+    #[default]
+    Drain,
+    /// Copies nothing: names what was drained while the job ran, and what was not asked for.
+    Name,
+}
+
 /// What is carried over besides the contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Preserve {
@@ -122,6 +132,8 @@ pub struct StageJob {
     pub atomic: Atomic,
     /// What is carried over.
     pub preserve: Preserve,
+    /// What the drain at the end does (drain only).
+    pub at_end: AtEnd,
 }
 
 impl StageJob {
@@ -140,6 +152,7 @@ impl StageJob {
             update: Update::default(),
             atomic: Atomic::default(),
             preserve: Preserve::ALL,
+            at_end: AtEnd::default(),
         }
     }
 
@@ -241,6 +254,7 @@ impl TryFrom<&burstfs_spec::StageIn> for StageJob {
             update: directive.update.into(),
             atomic: Atomic::None,
             preserve: directive.preserve.into(),
+            at_end: AtEnd::default(),
         })
     }
 }
@@ -263,6 +277,7 @@ impl TryFrom<&burstfs_spec::StageOut> for StageJob {
             update: directive.update.into(),
             atomic: directive.atomic.into(),
             preserve: directive.preserve.into(),
+            at_end: if directive.when == burstfs_spec::DrainWhen::Manual { AtEnd::Name } else { AtEnd::Drain },
         })
     }
 }

@@ -53,6 +53,7 @@ pub(crate) struct Totals {
     pub(crate) unchanged: u64,
     pub(crate) failed: u64,
     pub(crate) not_attempted: u64,
+    pub(crate) not_asked: u64,
     pub(crate) bytes_copied: u64,
     pub(crate) bytes_unchanged: u64,
     /// Of what failed or was not attempted, as far as it is known.
@@ -360,6 +361,7 @@ impl Inner {
             | Record::NotStarted { job, .. }
             | Record::Announced { job, .. }
             | Record::Listed { job }
+            | Record::Changed { job, .. }
             | Record::Entries { job, .. } => *job,
             Record::Directory(directory) => directory.job,
         };
@@ -380,6 +382,8 @@ impl Inner {
                 tally.announced_dirs += dirs;
             }
             Record::Listed { .. } => tally.listed += 1,
+            // Of rounds only, which have no ledger.
+            Record::Changed { .. } => {}
             Record::Directory(_) => {
                 let len = (body.len() as u32).to_le_bytes();
                 let written =
@@ -438,6 +442,7 @@ impl Inner {
                 totals.not_attempted += 1;
                 totals.bytes_missing += entry.size;
             }
+            EntryState::NotAsked => totals.not_asked += 1,
         }
         for word in entry.not_kept.words() {
             if let Some(at) = NOT_KEPT_WORDS.iter().position(|known| *known == word) {

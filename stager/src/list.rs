@@ -23,6 +23,8 @@ use crate::item::{
 };
 use crate::job::{SourceType, StageJob};
 use crate::pfs;
+use crate::round::Takes;
+use crate::survey;
 use crate::tree::{Kind, Meta, Page, PageEntry};
 
 /// Names of one batch: few, so that a directory of some hundred files is work for all nodes.
@@ -30,9 +32,11 @@ const BATCH_MAX: usize = 128;
 /// A page ends when its items have about so many bytes.
 pub(crate) const PAGE_MAX_BYTES: usize = 256 << 10;
 /// Entries of one call to the instance.
-const READDIR_MAX: u32 = 1024;
+pub(crate) const READDIR_MAX: u32 = 1024;
 /// Directories that are made at the same time.
 const MKDIRS: usize = 16;
+/// Files that the MDS is asked about at the same time.
+const CHANGES: usize = 64;
 
 /// Listings of the PFS that wait for their next item, by number.
 pub(crate) type Streams = HashMap<u64, pfs::Listing>;
@@ -78,6 +82,42 @@ pub(crate) fn entries_record(context: &Context, job: u16, dir: &Dir, entries: Ve
         Direction::Out => (instance, pfs),
     };
     Record::Entries { job, source_dir, target_dir, entries }
+}
+
+/// Which entries of a page the MDS knows to have changed, or cannot say; false for what is neither file nor link.
+pub(crate) async fn changed_files(context: &Context, entries: &[PageEntry]) -> Vec<bool> {
+    let ask = async |entry: &PageEntry| match entry.kind {
+        FileKind::Regular | FileKind::Symlink => is_changed(context, entry.ino).await,
+        FileKind::Directory | FileKind::Fifo | FileKind::Socket | FileKind::Character(_) | FileKind::Block(_) => false,
+    };
+    stream::iter(entries).map(ask).buffered(CHANGES).collect().await
+}
+
+/// Whether a file has to be taken for changed; it has, when the MDS cannot be asked.
+pub(crate) async fn is_changed(context: &Context, ino: Ino) -> bool {
+    context.tree.change(ino).await.map_or(true, |change| change.is_changed)
+}
+
+/// Whether the directive leaves an entry of `dir` out.
+pub(crate) fn is_left_out(job: &StageJob, dir: &Dir, name: &[u8], is_directory: bool) -> bool {
+    if let Some(last) = pattern(job, dir) {
+        let is_other_type = match job.source_type {
+            SourceType::File => is_directory,
+            SourceType::Directory => !is_directory,
+            SourceType::Auto | SourceType::List => false,
+        };
+        if is_other_type || !last.matches(name) {
+            return true;
+        }
+    }
+    let path = || join(job.filter_prefix(), &join(&dir.below, name));
+    !job.filters.is_empty() && job.filters.is_excluded(&path(), is_directory)
+}
+
+/// The pattern of which this directory has the matches: nothing else of it is copied, and not the directory itself.
+fn pattern<'a>(job: &'a StageJob, dir: &Dir) -> Option<&'a GlobName> {
+    let glob = job.glob.as_ref().filter(|glob| !glob.is_contents() && dir.below.is_empty());
+    glob.and_then(|glob| glob.names().last())
 }
 
 /// What a page has come to so far.
@@ -159,30 +199,20 @@ impl<'a> PageWork<'a> {
         self.bytes += name.len() + 96;
         self.entries += 1;
         self.context.progress.failed();
-        let entry = Entry { name: name.to_vec(), target: None, ino: None, kind, counted: None };
+        let entry = Entry { name: name.to_vec(), target: None, ino: None, kind, counted: None, is_changed: true };
         self.refused.push(EntryRecord::failed(&entry, error));
     }
 
-    /// Whether the directive leaves the entry out.
     fn is_left_out(&self, name: &[u8], is_directory: bool) -> bool {
-        if let Some(last) = self.pattern() {
-            let is_other_type = match self.job.source_type {
-                SourceType::File => is_directory,
-                SourceType::Directory => !is_directory,
-                SourceType::Auto | SourceType::List => false,
-            };
-            if is_other_type || !last.matches(name) {
-                return true;
-            }
-        }
-        let path = || join(self.job.filter_prefix(), &join(&self.dir.below, name));
-        !self.job.filters.is_empty() && self.job.filters.is_excluded(&path(), is_directory)
+        is_left_out(self.job, self.dir, name, is_directory)
     }
 
-    /// The pattern of which this directory has the matches: nothing else of it is copied, and not the directory itself.
-    fn pattern(&self) -> Option<&GlobName> {
-        let glob = self.job.glob.as_ref().filter(|glob| !glob.is_contents() && self.dir.below.is_empty());
-        glob.and_then(|glob| glob.names().last())
+    /// A directory that nobody has asked for, with all that is in it.
+    pub(crate) fn name_only(&mut self, name: &[u8]) {
+        self.bytes += name.len() + 64;
+        self.entries += 1;
+        let record = EntryRecord { name: name.to_vec(), ..EntryRecord::of_directory(EntryState::NotAsked) };
+        self.refused.push(record);
     }
 
     /// A sub-directory that is there on both sides.
@@ -237,7 +267,7 @@ impl<'a> PageWork<'a> {
     }
 
     fn has_attributes(&self) -> bool {
-        self.dir.ino != Ino::ROOT && self.pattern().is_none()
+        self.dir.ino != Ino::ROOT && pattern(self.job, self.dir).is_none()
     }
 
     /// The attributes of this directory that are set at the end of all.
@@ -271,9 +301,12 @@ impl<'a> PageWork<'a> {
                 self.context.tree.readdir(self.dir.ino, cookie, READDIR_MAX).await.map_err(failed)?;
             let is_end = is_end || entries.is_empty();
             let count = entries.len();
-            for (index, entry) in entries.into_iter().enumerate() {
+            let chosen = self.choose(&entries).await;
+            for (index, (entry, chosen)) in entries.into_iter().zip(chosen).enumerate() {
                 cookie = entry.cookie;
-                self.tree_entry(entry, &target);
+                if let Some(is_changed) = chosen {
+                    self.tree_entry(entry, is_changed, &target);
+                }
                 if self.is_full() && !(is_end && index + 1 == count) {
                     self.close(Some(From::Cookie { cookie, is_new: self.is_new }));
                     return Ok(());
@@ -287,11 +320,39 @@ impl<'a> PageWork<'a> {
         }
     }
 
+    /// Which entries of a page are copied, and whether the MDS knows of changes to them.
+    pub(crate) async fn choose(&self, entries: &[PageEntry]) -> Vec<Option<bool>> {
+        let Some(selection) = self.context.round() else {
+            let changed = match &self.context.config.drained {
+                Some(_) => changed_files(self.context, entries).await,
+                None => vec![true; entries.len()],
+            };
+            return changed.into_iter().map(Some).collect();
+        };
+        let changed = changed_files(self.context, entries).await;
+        let choose = |(entry, is_changed): (&PageEntry, bool)| {
+            let is_chosen = selection.concerns(&self.dir.child(entry.name.as_bytes(), entry.ino).instance_path())
+                && match (entry.kind, selection.takes) {
+                    (FileKind::Directory, _) => true,
+                    (FileKind::Regular | FileKind::Symlink, Takes::Changed) => true,
+                    (FileKind::Regular | FileKind::Symlink, Takes::Quiet(quiet)) => {
+                        is_changed && entry.attr.as_ref().is_none_or(|attr| survey::is_quiet(&Meta::from(attr), quiet))
+                    }
+                    // Refused by name at the end.
+                    (FileKind::Fifo | FileKind::Socket | FileKind::Character(_) | FileKind::Block(_), _) => false,
+                    (FileKind::Regular | FileKind::Symlink, Takes::Nothing) => false,
+                };
+            is_chosen.then_some(is_changed)
+        };
+        entries.iter().zip(changed).map(choose).collect()
+    }
+
     pub(crate) async fn begin_out(&mut self, target: &OwnedFd) -> Result<(), EntryError> {
         if !self.is_new {
             drain::remove_stale(self.context, target.as_fd(), self.attempt);
         }
-        if !self.has_attributes() {
+        if !self.has_attributes() || (self.context.round().is_some() && !self.is_new) {
+            // The drain at the end sets the attributes of all directories.
             return Ok(());
         }
         let failed = |errno: Errno| EntryError::Source { what: "stat", errno: errno.into() };
@@ -320,12 +381,15 @@ impl<'a> PageWork<'a> {
         Ok(())
     }
 
-    pub(crate) fn tree_entry(&mut self, entry: PageEntry, target: &OwnedFd) {
+    pub(crate) fn tree_entry(&mut self, entry: PageEntry, is_changed: bool, target: &OwnedFd) {
         let name = entry.name.as_bytes();
         if self.is_left_out(name, entry.kind == FileKind::Directory) {
             return;
         }
         let kind = match entry.kind {
+            FileKind::Directory if self.context.only_names(self.job) && !is_dir(target, name) => {
+                return self.name_only(name);
+            }
             FileKind::Directory => match make_dir(target, name) {
                 Ok(is_new) => return self.push_dir(name, entry.ino, is_new),
                 Err(error) => return self.refuse(name, EntryKind::Directory, &error),
@@ -339,7 +403,7 @@ impl<'a> PageWork<'a> {
         let layout = entry.attr.as_ref().and_then(|attr| attr.layout.as_ref());
         let place = if kind == EntryKind::File { self.context.tree.place(entry.ino, layout) } else { None };
         let counted = entry.attr.as_ref().filter(|_| kind == EntryKind::File).map(|attr| attr.size);
-        self.push(place, Entry { name: name.to_vec(), target: None, ino: Some(entry.ino), kind, counted });
+        self.push(place, Entry { name: name.to_vec(), target: None, ino: Some(entry.ino), kind, counted, is_changed });
     }
 
     // Into the instance.
@@ -434,7 +498,7 @@ impl<'a> PageWork<'a> {
         if kind == EntryKind::Directory {
             dirs.push(name);
         } else {
-            self.push(None, Entry { name, target: None, ino: None, kind, counted: None });
+            self.push(None, Entry { name, target: None, ino: None, kind, counted: None, is_changed: true });
         }
         Ok(())
     }
@@ -453,6 +517,11 @@ impl<'a> PageWork<'a> {
             }
         }
     }
+}
+
+fn is_dir(parent: &OwnedFd, name: &[u8]) -> bool {
+    let there = pfs::stat_name(parent.as_fd(), name);
+    there.is_ok_and(|there| there.is_some_and(|meta| meta.kind == Kind::Directory))
 }
 
 /// Makes a directory at the PFS, or finds it and makes sure that its owner can work in it. Whether it is new.

@@ -72,6 +72,18 @@ pub(crate) fn for_each(list: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), O
     }
 }
 
+/// The paths that a part of a list names, and where the next part begins; `None` after the last.
+pub(crate) fn part(list: &[u8], at: u64, is_nul: bool) -> Result<(Vec<Vec<u8>>, Option<u64>), EntryError> {
+    let bytes = chunk(list, at).map_err(EntryError::source("read the list of"))?;
+    let is_last = bytes.len() < CHUNK_BYTES;
+    let (mut paths, mut read) = (Vec::new(), 0);
+    for (line, end) in lines(&bytes, is_nul, is_last) {
+        read = end;
+        paths.extend(entry_path(line, is_nul));
+    }
+    Ok((paths, (!is_last && read > 0).then_some(at + read as u64)))
+}
+
 /// Does a part of a list.
 pub(crate) async fn names(context: &Context, job: &StageJob, number: u16, attempt: u32, page: Page) -> Done {
     let mut tries = 0;
@@ -199,9 +211,16 @@ impl<'a> NamesWork<'a> {
 
     /// Entries of one directory.
     async fn entries(&mut self, paths: &[Vec<u8>]) {
+        let root = &self.page.dir.instance_root;
+        let concerned = |path: &&Vec<u8>| self.context.round().is_none_or(|round| round.concerns(&join(root, path)));
+        let paths: Vec<&Vec<u8>> = paths.iter().filter(concerned).collect();
         let Some(first) = paths.first() else { return };
         let parent = split(first).0.to_vec();
-        let made = if parent.split(|byte| *byte == b'/').any(|name| name == b"..") {
+        let is_outside = parent.split(|byte| *byte == b'/').any(|name| name == b"..");
+        if !is_outside && self.context.only_names(self.job) && !self.is_at_target(&parent) {
+            return self.name_only(parent, &paths);
+        }
+        let made = if is_outside {
             Err(EntryError::OutsideSource)
         } else {
             let mut tries = 0;
@@ -212,6 +231,9 @@ impl<'a> NamesWork<'a> {
                 }
             }
         };
+        if made.as_ref().is_err_and(|error| self.is_not_there_yet(error)) {
+            return;
+        }
         self.bytes += self.page.dir.pfs_root.len() + self.page.dir.instance_root.len() + parent.len() + 96;
         let unmade = Dir { below: parent, ..self.page.dir.clone() };
         let dir = made.as_ref().unwrap_or(&unmade).clone();
@@ -232,6 +254,7 @@ impl<'a> NamesWork<'a> {
                     Err(error) if opened.is_ok() && self.context.config.retry.allows(&error, tries) => {
                         self.pause(&mut tries).await
                     }
+                    Err(error) if self.is_not_there_yet(&error) => break,
                     Err(error) => break work.refuse(name, EntryKind::Other, &error),
                     Ok(()) => break,
                 }
@@ -241,6 +264,25 @@ impl<'a> NamesWork<'a> {
         let done = work.finish();
         self.done.items.extend(done.items);
         self.records.extend(done.records);
+    }
+
+    /// While the job runs, what a list names may still come.
+    fn is_not_there_yet(&self, error: &EntryError) -> bool {
+        let is_missing = matches!(error, EntryError::Source { errno, .. } if *errno == Errno::ENOENT.into());
+        is_missing && self.context.round().is_some()
+    }
+
+    fn is_at_target(&self, below: &[u8]) -> bool {
+        pfs::open_below(&self.page.dir.pfs_root, below).is_ok()
+    }
+
+    /// Entries of a directory that nobody has asked for.
+    fn name_only(&mut self, parent: Vec<u8>, paths: &[&Vec<u8>]) {
+        let dir = Dir { below: parent, ..self.page.dir.clone() };
+        let mut work = PageWork::new(self.context, self.job, self.number, self.attempt, &dir);
+        paths.iter().for_each(|path| work.name_only(split(path).1));
+        self.bytes += paths.len() * 96;
+        self.records.extend(work.finish().records);
     }
 
     async fn pause(&self, tries: &mut u32) {
@@ -283,7 +325,11 @@ impl<'a> NamesWork<'a> {
                 let (ino, attr) = self.source(dir.ino, name).await?;
                 let name = Name::new(name).map_err(|_| EntryError::source("find")(Errno::ENOENT.into()))?;
                 let kind = attr.kind;
-                work.tree_entry(PageEntry { name, ino, kind, attr: Some(attr), cookie: 0 }, opened);
+                let entry = PageEntry { name, ino, kind, attr: Some(attr), cookie: 0 };
+                let chosen = work.choose(std::slice::from_ref(&entry)).await;
+                if let Some(is_changed) = chosen.into_iter().next().flatten() {
+                    work.tree_entry(entry, is_changed, opened);
+                }
             }
         }
         Ok(())

@@ -143,6 +143,7 @@ impl Ledger {
             "bytes_unchanged": totals.bytes_unchanged,
             "failed": totals.failed,
             "not_attempted": totals.not_attempted,
+            "not_asked": totals.not_asked,
             "directories": totals.directories,
             "not_preserved": not_preserved,
         });
@@ -169,6 +170,9 @@ impl Ledger {
         writeln!(out, "  copied     {:>12} files {:>18} bytes", totals.copied, totals.bytes_copied)?;
         writeln!(out, "  unchanged  {:>12} files {:>18} bytes", totals.unchanged, totals.bytes_unchanged)?;
         writeln!(out, "  failed     {:>12} entries, not attempted {}", totals.failed, totals.not_attempted)?;
+        if totals.not_asked > 0 {
+            writeln!(out, "  not asked  {:>12} entries of when=manual", totals.not_asked)?;
+        }
         for (word, count) in NOT_KEPT_WORDS.iter().zip(totals.not_kept).filter(|(_, count)| *count > 0) {
             writeln!(out, "  {word} could not be preserved for {count} entries (named in the receipt)")?;
         }
@@ -203,6 +207,7 @@ fn entry_line<'a>(source_dir: &[u8], target_dir: &[u8], entry: &'a EntryRecord) 
         EntryState::Unchanged => ("unchanged", None),
         EntryState::Failed { reason, .. } => ("failed", Some(reason.as_str())),
         EntryState::NotAttempted { reason } => ("not_attempted", Some(reason.as_str())),
+        EntryState::NotAsked => ("not_asked", None),
     };
     EntryLine {
         path_hex: hex(&path),

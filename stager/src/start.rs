@@ -10,7 +10,7 @@ use crate::engine::{Context, Done};
 use crate::error::{EntryError, OsError};
 use crate::item::{Copy, Dir, Entry, EntryKind, From, How, Publication, Record, Step, Work, join};
 use crate::job::{Atomic, SourceType, StageJob};
-use crate::list::make_dir_in;
+use crate::list::{self, make_dir_in};
 use crate::tree::{Kind, Meta};
 use crate::{glob, names, pfs, publish};
 
@@ -87,6 +87,10 @@ pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attemp
     };
     let mut done = Done::default();
     match result {
+        // Nobody has asked for anything of it.
+        Err(StartError::Entry(_)) if context.only_names(job) && context.direction == Direction::Out => {
+            done.records.push(Record::Started { job: number, publication: None });
+        }
         Ok(Found { steps, dirs, entries, bytes, publication }) => {
             done.records.push(Record::Started { job: number, publication });
             done.records.push(Record::Announced { job: number, entries, dirs });
@@ -117,7 +121,7 @@ pub(crate) fn check_type(job: &StageJob, kind: Kind) -> Result<(), StartError> {
 }
 
 /// Whether the directive's filters leave its own source out.
-fn is_left_out(job: &StageJob, is_directory: bool) -> bool {
+pub(crate) fn is_left_out(job: &StageJob, is_directory: bool) -> bool {
     let name = job.filter_prefix();
     !name.is_empty() && job.filters.is_excluded(name, is_directory)
 }
@@ -154,9 +158,18 @@ pub(crate) fn file_target(job: &StageJob, destination_is_dir: bool) -> (Vec<u8>,
     }
 }
 
-fn single_file(dir: Dir, is_new: bool, name: &[u8], target: Vec<u8>, ino: Option<Ino>, bytes: u64) -> Step {
+/// The one file that a job is about.
+struct Single {
+    ino: Option<Ino>,
+    bytes: u64,
+    is_changed: bool,
+}
+
+fn single_file(dir: Dir, is_new: bool, name: &[u8], target: Vec<u8>, file: Single) -> Step {
     let target = (target != name).then_some(target);
-    let entry = Entry { name: name.to_vec(), target, ino, kind: EntryKind::File, counted: Some(bytes) };
+    let Single { ino, bytes, is_changed } = file;
+    let (name, kind) = (name.to_vec(), EntryKind::File);
+    let entry = Entry { name, target, ino, kind, counted: Some(bytes), is_changed };
     Step::Copy(Copy { dir, is_new, how: How::Alone, entries: vec![entry] })
 }
 
@@ -193,7 +206,8 @@ async fn start_in(context: &Context, job: &StageJob) -> Result<Found, StartError
     let (ino, is_new) = make_path(context, &dir_path).await?;
     let (source_dir, name) = split(&source);
     let dir = Dir { pfs_root: source_dir.to_vec(), instance_root: dir_path, below: Vec::new(), ino };
-    Ok(Found::file(None, single_file(dir, is_new, name, target, None, meta.size), meta.size))
+    let file = Single { ino: None, bytes: meta.size, is_changed: true };
+    Ok(Found::file(None, single_file(dir, is_new, name, target, file), meta.size))
 }
 
 /// The first page of a list of names.
@@ -220,6 +234,7 @@ async fn matches_in(context: &Context, job: &StageJob, glob: &Glob) -> Result<Fo
 async fn matches_out(context: &Context, job: &StageJob, glob: &Glob) -> Result<Found, StartError> {
     let parents = glob::expand_tree(context, job, glob).await?;
     let path = trimmed(&job.destination).to_vec();
+    require_asked(context, job, &path)?;
     make_directory_out(&path)?;
     let steps = parents.into_iter().map(|(instance_root, ino)| {
         let dir = Dir { pfs_root: path.clone(), instance_root, below: Vec::new(), ino };
@@ -258,6 +273,7 @@ async fn start_out(context: &Context, job: &StageJob, attempt: u32, is_published
     if meta.kind == Kind::Directory {
         if let Some(list) = &job.list {
             let pfs_root = trimmed(&job.destination).to_vec();
+            require_asked(context, job, &pfs_root)?;
             make_directory_out(&pfs_root)?;
             if let Ok(target) = pfs::open_root(&pfs_root) {
                 drain::remove_stale(context, std::os::fd::AsFd::as_fd(&target), attempt);
@@ -266,6 +282,7 @@ async fn start_out(context: &Context, job: &StageJob, attempt: u32, is_published
             return names(list, Dir { pfs_root, instance_root, below: Vec::new(), ino });
         }
         let at = directory_target(job);
+        require_asked(context, job, &at)?;
         let publication = (job.atomic == Atomic::Dir && !is_published)
             .then(|| publish::beside(&at, context.config.job_id))
             .flatten()
@@ -291,8 +308,17 @@ async fn start_out(context: &Context, job: &StageJob, attempt: u32, is_published
     let (source_dir, name) = split(&job.source);
     let attr = tree.getattr(ino).await.map_err(StartError::source)?;
     let dir = Dir { pfs_root: dir_path, instance_root: source_dir.to_vec(), below: Vec::new(), ino };
-    let step = single_file(dir, false, name, target, Some(ino), meta.size);
+    let is_changed = list::is_changed(context, ino).await;
+    let step = single_file(dir, false, name, target, Single { ino: Some(ino), bytes: meta.size, is_changed });
     Ok(Found::file(tree.place(ino, attr.layout.as_ref()), step, meta.size))
+}
+
+/// Fails when the directive's drain copies nothing, and no round has made the directory `path` of the PFS either.
+fn require_asked(context: &Context, job: &StageJob, path: &[u8]) -> Result<(), StartError> {
+    if context.only_names(job) {
+        pfs::open_root(path).map_err(|errno| StartError::from(EntryError::Target { what: "find", errno }))?;
+    }
+    Ok(())
 }
 
 /// Makes the last component of a path of the PFS. Whether it is new.

@@ -70,6 +70,17 @@ impl Change {
     }
 }
 
+/// What the MDS knows of a file's changes since it was last drained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangeState {
+    /// The latest change, for [`InstanceTree::end_change`].
+    pub number: Option<u64>,
+    /// Somebody may have it open for writing.
+    pub is_writable: bool,
+    /// It has to be taken for changed.
+    pub is_changed: bool,
+}
+
 /// Space of the instance, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
@@ -132,6 +143,13 @@ pub trait InstanceTree: Send + Sync + 'static {
     async fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno>;
     /// Sets one.
     async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8]) -> Result<(), Errno>;
+
+    /// What the MDS knows of a file's or link's changes.
+    async fn change(&self, ino: Ino) -> Result<ChangeState, Errno>;
+    /// The file was drained as it was at this change; whether it counts as unchanged now.
+    async fn end_change(&self, ino: Ino, number: Option<u64>) -> Result<bool, Errno>;
+    /// Sees to it that the next store through a mapping of the file moves its times.
+    async fn write_back(&self, handle: TreeHandle) -> Result<(), Errno>;
 
     /// Space, over all nodes.
     async fn space(&self) -> Result<Space, Errno>;

@@ -1,7 +1,7 @@
 //! Whole runs over a local directory as the instance.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step fails the test")]
-#![allow(unreachable_pub, reason = "the helpers' modules end in this program")]
+#![allow(unreachable_pub, dead_code, reason = "the helpers' modules end in this program")]
 
 mod support;
 

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use burstfs_config::SiteConfig;
 use burstfs_mgs::{Note, ports};
-use burstfs_net::{ChannelLimits, Client, Deadline, Identity, Munge, RpcError, Tcp, TcpConfig, XidSource, rendezvous};
+use burstfs_net::{
+    Channel, ChannelLimits, Client, Deadline, Identity, Munge, RpcError, Tcp, TcpConfig, XidSource, rendezvous,
+};
 use burstfs_proto::Rpc;
 use burstfs_proto::hello::{Refusal, Role};
 use burstfs_types::{ClientId, InstanceId, NodeIndex};
 use nix::unistd::User;
 use thiserror::Error;
 
-use crate::slurm::Job;
+use crate::slurm::{self, Filter, Job};
 use crate::{Ending, Exit};
 
 /// For one connection, and for an answer that needs nobody else's.
@@ -74,6 +76,16 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// That of a job that has nodes now.
+    pub(crate) fn of_job(id: u32) -> Result<Place, Ending> {
+        let failure = |error: &dyn std::fmt::Display| Ending::new(Exit::Failure, error);
+        let filter = Filter { jobs: vec![id], ..Filter::default() };
+        let jobs = slurm::jobs(&filter).map_err(|error| failure(&error))?;
+        let missing = || Ending::new(Exit::NoInstance, format!("job {id} has no instance now"));
+        let job = jobs.first().ok_or_else(missing)?;
+        Place::of(job, &slurm::cluster_name().map_err(|error| failure(&error))?)?.ok_or_else(missing)
+    }
+
     /// That of the job's instance; `None` for a job without nodes.
     pub(crate) fn of(job: &Job, cluster: &str) -> Result<Option<Place>, Ending> {
         let failure = |error: &dyn std::fmt::Display| Ending::new(Exit::Failure, error);
@@ -139,17 +151,41 @@ async fn ask_on<R: Rpc>(
     timeout: Duration,
     config: &SiteConfig,
 ) -> Result<Option<R::Reply>, AskError> {
+    let Some(channel) = connect_to(host, place, config).await? else { return Ok(None) };
+    let failed = |source| AskError::Call { host: host.to_owned(), source };
+    channel.call(request, Deadline::after(timeout)).await.map(Some).map_err(failed)
+}
+
+/// A channel to the MGS of the instance at `place`, on the first of its hosts where it is; `None` when there is none.
+pub(crate) async fn connect(place: &Place, config: &SiteConfig) -> Result<Option<Channel>, AskError> {
+    let mut first = None;
+    for host in &place.hosts {
+        let answered = connect_to(host, place, config).await;
+        if is_final(&answered) {
+            return answered;
+        }
+        first.get_or_insert(answered);
+    }
+    first.unwrap_or(Ok(None))
+}
+
+async fn connect_to(host: &str, place: &Place, config: &SiteConfig) -> Result<Option<Channel>, AskError> {
     let failed = |source| AskError::Call { host: host.to_owned(), source };
     let unknown = |source| AskError::Resolve { host: host.to_owned(), source };
     let ip = rendezvous::resolve(host).await.map_err(unknown)?;
     let client = client(&place.instance, place.uid);
     let ports = ports::sequence(&place.instance, config.network.mgs_port_base, config.network.mgs_port_count);
     match rendezvous::look(&client, ip, ports, TIMEOUT, rendezvous::is_somebody_else).await {
-        Ok(Some(channel)) => channel.call(request, Deadline::after(timeout)).await.map(Some).map_err(failed),
-        Ok(None) => Ok(None),
+        Ok(channel) => Ok(channel),
         Err((_, RpcError::Refused(Refusal::Uid(_)))) => Err(AskError::NotYours),
         Err((_, error)) => Err(failed(error)),
     }
+}
+
+/// For the questions of one command.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Ending> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Ending::new(Exit::Failure, error))
 }
 
 fn client(instance: &InstanceId, uid: u32) -> Client {

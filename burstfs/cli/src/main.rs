@@ -5,6 +5,7 @@
 //! Exit codes: 0 ok, 1 failure, 2 usage, 3 no such instance, 4 partial, 5 time-out, 6 no space, 7 permission.
 
 mod ask;
+mod bar;
 mod check;
 mod layout;
 mod notes;
@@ -13,6 +14,7 @@ mod resume;
 mod selftest;
 mod slurm;
 mod status;
+mod sync;
 mod table;
 
 use std::path::PathBuf;
@@ -45,6 +47,8 @@ struct Cli {
 enum Command {
     /// Shows the instances of your jobs (for root: of all jobs), from any node or the login node.
     Status(StatusArgs),
+    /// Drains what has changed, for the job's stage_out directives, while the job runs, and waits for it.
+    Sync(sync::SyncArgs),
     /// Shows or sets where the bytes of files live.
     #[command(subcommand)]
     Layout(layout::LayoutCommand),
@@ -159,6 +163,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Ending> {
     match cli.command {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
+        Command::Sync(args) => sync::run(&args, &load(&cli.config)?),
         Command::Layout(command) => layout::run(&command),
         Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
         Command::Plan(args) => plan::run(&args, &load(&cli.config)?),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use burstfs_net::{Channel, Deadline, RpcError, XidSource};
 use burstfs_proto::mgs::{Barrier, BarrierDone, Join, Map, MgsReply, MgsRequest, Phase, WaitMap, Waited};
-use burstfs_proto::stage::{Direction, Finished, StageReply, StageRequest, Take, Taken};
+use burstfs_proto::stage::{AwaitRound, Direction, Finished, Round, StageReply, StageRequest, Take, Taken};
 use burstfs_proto::{Answer, Rpc};
 use burstfs_stager::{QueueLost, WorkQueue};
 use burstfs_types::{Code, Errno, Failure, NodeIndex};
@@ -204,6 +204,22 @@ impl Directory {
         }
     }
 
+    /// Waits for a round of draining at `seat`, above `newer_than`; `None`: not yet.
+    pub(crate) async fn await_round(&self, seat: &Seat, newer_than: u64) -> Result<Option<Round>, RpcError> {
+        let request = AwaitRound { newer_than, wait_ms: millis(POLL) };
+        let asked = async {
+            match &seat.way {
+                Way::Own(mgs, _) => Ok(mgs.await_round(newer_than, request.wait_ms).await),
+                Way::Remote(channel) => channel.call(&request, Deadline::after(self.patience)).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.left(seat.node) => Ok(None),
+            answer = asked => answer,
+        }
+    }
+
     /// Reaches a phase without waiting. Best effort: whoever waits for it gives this node up when it is gone.
     pub(crate) async fn reach(&self, node: NodeIndex, phase: Phase) {
         if let Err(error) = self.call(Barrier { node, phase, wait_ms: 0 }).await {
@@ -225,6 +241,8 @@ fn not_reached(error: &RpcError) -> Failure {
 pub(crate) struct Work {
     pub(crate) directory: Directory,
     pub(crate) seat: Seat,
+    /// Which queue: that of a round, or 0.
+    pub(crate) round: u64,
     pub(crate) node: NodeIndex,
     pub(crate) incarnation: u64,
 }
@@ -235,7 +253,10 @@ impl Work {
             Way::Own(mgs, xids) => {
                 let number = xids.take();
                 let reply = mgs.call_stage(number.caller(), StageRequest::Take(take)).await;
-                reply.map(|StageReply::Take(taken)| taken).map_err(RpcError::Errno)
+                match reply.map_err(RpcError::Errno)? {
+                    StageReply::Take(taken) => Ok(taken),
+                    StageReply::AwaitRound(_) => Err(RpcError::Closed),
+                }
             }
             Way::Remote(channel) => channel.call(&take, Deadline::after(self.directory.patience)).await,
         }
@@ -254,8 +275,15 @@ impl Work {
 impl WorkQueue for Work {
     async fn take(&self, direction: Direction, finished: Vec<Finished>, max: u32) -> Result<Taken, QueueLost> {
         let wait_ms = if max == 0 { 0 } else { millis(POLL) };
-        let take =
-            Take { direction, node: self.node, incarnation: self.incarnation, finished, items_max: max, wait_ms };
+        let take = Take {
+            direction,
+            round: self.round,
+            node: self.node,
+            incarnation: self.incarnation,
+            finished,
+            items_max: max,
+            wait_ms,
+        };
         self.unless_left(self.ask(take)).await.map_err(|error| QueueLost { reason: error.to_string() })
     }
 }
@@ -320,8 +348,13 @@ mod tests {
     async fn work_of_a_seat_that_was_left_is_lost() {
         let fixture = Fixture::new(1, 2);
         let directory = remote(&fixture);
-        let work =
-            Work { seat: directory.seat(), directory: directory.clone(), node: NodeIndex::new(1), incarnation: 1 };
+        let work = Work {
+            seat: directory.seat(),
+            directory: directory.clone(),
+            round: 0,
+            node: NodeIndex::new(1),
+            incarnation: 1,
+        };
         let taking = tokio::spawn(async move { work.take(Direction::Out, Vec::new(), 1).await.is_err() });
         tokio::task::yield_now().await;
         assert!(!taking.is_finished());

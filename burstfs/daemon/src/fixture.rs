@@ -48,6 +48,7 @@ impl Fixture {
             root_mode: 0o700,
             layout: LayoutPolicy::default(),
             has_ready_made: true,
+            tracks_changes: true,
             policy: MetadataPolicy::default(),
         };
         let engine = Arc::new(MemoryEngine::default());

@@ -18,9 +18,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use burstfs_net::XidSource;
@@ -44,6 +43,7 @@ use crate::directory::{Directory, Seat};
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::node::{self, MountDevice, Node};
+use crate::rounds::Follower;
 use crate::staging::{self, Conclusion, Staging};
 use crate::succession::Succession;
 use crate::{held, job, note};
@@ -172,6 +172,8 @@ pub(crate) struct Life {
     reporter: Arc<Reporter>,
     /// Nodes that were lost before the job was over everywhere; set once it is.
     lost_before: OnceLock<Vec<NodeIndex>>,
+    /// This node's part in drains while the job runs; set once it is ready.
+    rounds: OnceLock<Follower>,
 }
 
 async fn start(
@@ -315,8 +317,8 @@ impl Life {
             let reporter = reporter.clone();
             async move { reporter.run().await }
         });
-        let (supervisor, lost_before) = (supervisor.clone(), OnceLock::new());
-        Ok(Life { description, node, staging, supervisor, advances, reporter, lost_before })
+        let (supervisor, lost_before, rounds) = (supervisor.clone(), OnceLock::new(), OnceLock::new());
+        Ok(Life { description, node, staging, supervisor, advances, reporter, lost_before, rounds })
     }
 
     fn own(&self) -> NodeIndex {
@@ -373,8 +375,13 @@ impl Life {
 
     /// From ready to the end.
     async fn live(&self, messages: &mut mpsc::Receiver<NodeMessage>, is_client_gone: bool) {
-        if !is_client_gone && !client_gone(messages).await {
-            return;
+        if !is_client_gone {
+            if self.staging.has_work(Direction::Out) {
+                self.rounds.get_or_init(|| Follower::start(self.staging.clone(), self.node.directory.clone()));
+            }
+            if !client_gone(messages).await {
+                return;
+            }
         }
         let ended = tokio::select! {
             ended = self.end() => ended,
@@ -402,6 +409,9 @@ impl Life {
     pub(crate) async fn end(&self) -> Result<(), NotDrained> {
         let directory = &self.node.directory;
         self.supervisor.say(DaemonMessage::State(State::Draining)).await;
+        if let Some(rounds) = self.rounds.get() {
+            rounds.stop(&self.node.directory).await;
+        }
         // A node on the way may be gone already; then what is remembered must do.
         let _ = tokio::time::timeout(REPORT_INTERVAL, self.staging.remember_sources()).await;
         let ended = loop {
@@ -621,7 +631,7 @@ impl Reporter {
             capacity: space.map_or(0, |space| space.capacity),
             used: space.map_or(0, |space| space.used),
             stage_in: self.staging.progress_in.figures(),
-            stage_out: self.staging.progress_out.figures(),
+            stage_out: self.staging.drain_figures(),
         }
     }
 
@@ -629,10 +639,11 @@ impl Reporter {
         let sum = |of: fn(&burstfs_proto::mgs::StageFigures) -> u64| {
             of(&report.stage_in).saturating_add(of(&report.stage_out))
         };
+        let (bytes_out, files_out) = self.staging.drained_in_all();
         Progress {
-            files_done: sum(|figures| figures.files_done),
+            files_done: report.stage_in.files_done.saturating_add(files_out),
             files_total: sum(|figures| figures.files_total),
-            bytes_done: sum(|figures| figures.bytes_done),
+            bytes_done: report.stage_in.bytes_done.saturating_add(bytes_out),
             bytes_total: sum(|figures| figures.bytes_total),
             advances: self.advances.load(Ordering::Relaxed),
             used_bytes: report.used,

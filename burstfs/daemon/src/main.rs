@@ -20,6 +20,7 @@ mod node;
 mod note;
 mod rendezvous;
 mod roles;
+mod rounds;
 mod staging;
 mod succession;
 mod tree;

@@ -14,14 +14,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_mgs::{Identity, JoinRefused, Mgs, Queue, Silence};
-use burstfs_proto::mgs::{Barrier, Conclusion, MgsReply, MgsRequest, News, State, WaitMap, Waited};
+use burstfs_proto::mgs::{Barrier, Conclusion, MgsReply, MgsRequest, News, StageFigures, State, WaitMap, Waited};
 use burstfs_proto::service::Caller;
-use burstfs_proto::stage::{Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
+use burstfs_proto::stage::{AwaitRound, Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
 use burstfs_types::{Errno, Failure, NodeIndex};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::life::TICK;
+use crate::rounds::Book;
 
 /// The longest that one long poll is kept; the asker asks again.
 const LONG_POLL_MAX: Duration = Duration::from_secs(20);
@@ -48,10 +49,13 @@ pub(crate) struct MgsDriver {
     silence: Mutex<Silence>,
     /// Nodes that know that the start has failed.
     failed: Mutex<HashSet<NodeIndex>>,
+    /// Drains while the job runs ([`crate::rounds`]).
+    pub(crate) book: Book,
 }
 
 struct Stages {
-    queues: HashMap<Direction, StageQueue>,
+    /// By direction and round; round 0 is that before the job, or after it.
+    queues: HashMap<(Direction, u64), StageQueue>,
     first_id: u64,
 }
 
@@ -92,6 +96,7 @@ impl MgsDriver {
             own,
             silence: Mutex::new(silence),
             failed: Mutex::default(),
+            book: Book::new(incarnation),
         };
         driver.keep(&driver.lock())?;
         Ok(driver)
@@ -141,6 +146,8 @@ impl MgsDriver {
                 self.resume();
                 Ok(MgsReply::Resume(self.lock().status()))
             }
+            MgsRequest::AskDrain(ask) => Ok(MgsReply::AskDrain(self.ask_drain(ask))),
+            MgsRequest::AwaitDrain(request) => Ok(MgsReply::AwaitDrain(self.await_drain(request).await)),
             // Of all targets, which the MGS does not know: `crate::check` answers.
             MgsRequest::Check(_) => Err(Errno::EPROTO),
         }
@@ -148,7 +155,12 @@ impl MgsDriver {
 
     /// Hands out staging work. A node that was given up gets none, and what it did no longer counts.
     pub(crate) async fn call_stage(&self, caller: Caller, request: StageRequest) -> Result<StageReply, Errno> {
-        let StageRequest::Take(take) = request;
+        let take = match request {
+            StageRequest::Take(take) => take,
+            StageRequest::AwaitRound(AwaitRound { newer_than, wait_ms }) => {
+                return Ok(StageReply::AwaitRound(self.await_round(newer_than, wait_ms).await));
+            }
+        };
         if take.node != caller.client.node || take.incarnation != caller.client.incarnation {
             return Err(Errno::EPERM);
         }
@@ -159,7 +171,7 @@ impl MgsDriver {
         self.heard(take.node);
         let deadline = Instant::now() + Duration::from_millis(take.wait_ms.into()).min(LONG_POLL_MAX);
         let mut changes = self.changes.subscribe();
-        self.finish(take.direction, take.finished.clone());
+        self.finish((take.direction, take.round), take.finished.clone());
         loop {
             changes.borrow_and_update();
             let taken = self.take(caller, &take);
@@ -175,6 +187,49 @@ impl MgsDriver {
 
     /// Starts the work of one direction; until then askers wait. What cannot be done, and all records, go to `sink`.
     pub(crate) fn seed(&self, direction: Direction, items: Vec<Item>, sink: Arc<dyn StageSink>) {
+        self.seed_queue((direction, 0), items, sink);
+    }
+
+    /// Starts the work of a round of draining.
+    pub(crate) fn begin_round(&self, number: u64, items: Vec<Item>, sink: Arc<dyn StageSink>) {
+        self.seed_queue((Direction::Out, number), items, sink);
+    }
+
+    /// Waits until the work of a round is done; false when it was cut short.
+    pub(crate) async fn round_is_over(&self, number: u64) -> bool {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            match self.lock_stages().queues.get(&(Direction::Out, number)).map(|stage| stage.queue.is_empty()) {
+                Some(true) => return true,
+                None => return false,
+                Some(false) => {}
+            }
+            if changes.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Forgets the work of a round that is over.
+    pub(crate) fn end_round(&self, number: u64) {
+        self.lock_stages().queues.remove(&(Direction::Out, number));
+        self.wake();
+    }
+
+    /// Drops the work of all rounds: whoever takes from it hears that it is over.
+    pub(crate) fn drop_rounds(&self) {
+        self.lock_stages().queues.retain(|(_, round), _| *round == 0);
+        self.wake();
+    }
+
+    /// How far the nodes are with draining, together.
+    pub(crate) fn drain_figures(&self) -> StageFigures {
+        self.lock().status().stage_out
+    }
+
+    fn seed_queue(&self, key: (Direction, u64), items: Vec<Item>, sink: Arc<dyn StageSink>) {
+        let direction = key.0;
         // Under this lock: a node that is lost from here on finds the queue, or it would be waited for without end.
         let mut stages = self.lock_stages();
         let (lost, nodes) = {
@@ -184,7 +239,7 @@ impl MgsDriver {
         let mut queue = Queue::new(stages.first_id, nodes);
         lost.into_iter().for_each(|node| drop(queue.lose(node)));
         let undoable = queue.push(items);
-        stages.queues.insert(direction, StageQueue { queue, is_seeded: true, sink: sink.clone() });
+        stages.queues.insert(key, StageQueue { queue, is_seeded: true, sink: sink.clone() });
         drop(stages);
         sink.undoable(direction, undoable);
         self.wake();
@@ -288,7 +343,7 @@ impl MgsDriver {
         let undoable: Vec<_> = {
             let mut stages = self.lock_stages();
             let queues = stages.queues.iter_mut();
-            queues.map(|(direction, stage)| (*direction, stage.sink.clone(), stage.queue.lose(node))).collect()
+            queues.map(|((direction, _), stage)| (*direction, stage.sink.clone(), stage.queue.lose(node))).collect()
         };
         for (direction, sink, items) in undoable {
             sink.undoable(direction, items);
@@ -300,14 +355,15 @@ impl MgsDriver {
         self.lock_silence().heard(node);
     }
 
-    fn finish(&self, direction: Direction, finished: Vec<Finished>) {
+    fn finish(&self, key: (Direction, u64), finished: Vec<Finished>) {
+        let direction = key.0;
         if finished.is_empty() {
             return;
         }
         let mut to_sink = Vec::new();
         let sink = {
             let mut stages = self.lock_stages();
-            let Some(stage) = stages.queues.get_mut(&direction) else { return };
+            let Some(stage) = stages.queues.get_mut(&key) else { return };
             for done in finished {
                 if stage.queue.finish(done.id) {
                     to_sink.push((done.records, stage.queue.push(done.items)));
@@ -324,12 +380,27 @@ impl MgsDriver {
 
     fn take(&self, caller: Caller, take: &Take) -> Taken {
         let mut stages = self.lock_stages();
-        let Some(stage) = stages.queues.get_mut(&take.direction).filter(|stage| stage.is_seeded) else {
-            return Taken::Work(Vec::new());
+        let stage = stages.queues.get_mut(&(take.direction, take.round)).filter(|stage| stage.is_seeded);
+        let Some(stage) = stage else {
+            // Nobody hears of a round before its work is there.
+            return if take.round == 0 { Taken::Work(Vec::new()) } else { Taken::Over };
         };
         let max = take.items_max.min(ITEMS_MAX) as usize;
         let work = if max == 0 { Vec::new() } else { stage.queue.take_once(caller, max) };
         if work.is_empty() && stage.queue.is_empty() { Taken::Over } else { Taken::Work(work) }
+    }
+
+    /// What `look` finds within `wait_ms`.
+    pub(crate) async fn look_for<T>(&self, wait_ms: u32, look: impl Fn() -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + Duration::from_millis(wait_ms.into()).min(LONG_POLL_MAX);
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let found = look();
+            if found.is_some() || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return found;
+            }
+        }
     }
 
     async fn poll<T>(&self, wait_ms: u32, look: impl Fn(&Mgs) -> Waited<T>) -> Waited<T> {
@@ -368,7 +439,8 @@ impl MgsDriver {
         std::fs::rename(&next, &self.state_file).with_context(|| format!("{}", self.state_file.display()))
     }
 
-    fn wake(&self) {
+    /// Tells those who wait to look again.
+    pub(crate) fn wake(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 
@@ -441,8 +513,10 @@ mod tests {
         let client = ClientId { node: NodeIndex::new(node), incarnation: 1 };
         let caller = Caller { client, xid: Xid(xid), oldest_unanswered: Xid(xid) };
         let (node, incarnation) = (client.node, client.incarnation);
-        let take = Take { direction: Direction::In, node, incarnation, finished, items_max: 9, wait_ms: 20_000 };
-        let StageReply::Take(taken) = mgs.call_stage(caller, StageRequest::Take(take)).await.unwrap();
+        let take =
+            Take { round: 0, direction: Direction::In, node, incarnation, finished, items_max: 9, wait_ms: 20_000 };
+        let reply = mgs.call_stage(caller, StageRequest::Take(take)).await.unwrap();
+        let StageReply::Take(taken) = reply else { panic!("{reply:?}") };
         taken
     }
 

@@ -144,14 +144,16 @@ impl Handler for Roles {
     }
 }
 
-/// The `burstfs` command may ask how the instance is, and have what is held drained; nothing else.
+/// The `burstfs` command may ask how the instance is, for a drain, and have what is held drained; nothing else.
 fn check_role(peer: &Peer, opcode: u16) -> Result<(), Errno> {
     use burstfs_proto::Rpc;
-    use burstfs_proto::mgs::{Check, Resume, Status};
+    use burstfs_proto::mgs::{AskDrain, AwaitDrain, Check, Resume, Status};
     match peer.role {
         Role::Node(_) => Ok(()),
-        Role::Command if [Status::OPCODE, Check::OPCODE, Resume::OPCODE].contains(&opcode) => Ok(()),
-        Role::Command => Err(Errno::EACCES),
+        Role::Command => {
+            let allowed = [Status::OPCODE, Check::OPCODE, Resume::OPCODE, AskDrain::OPCODE, AwaitDrain::OPCODE];
+            if allowed.contains(&opcode) { Ok(()) } else { Err(Errno::EACCES) }
+        }
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_may_only_ask_and_resume() {
+    fn a_command_may_only_ask_and_have_drained() {
         let client = ClientId { node: NodeIndex::new(0), incarnation: 1 };
         let command = Peer { uid: 7, role: Role::Command, client };
         let node = Peer { role: Role::Node(client), ..command };

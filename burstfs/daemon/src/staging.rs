@@ -2,14 +2,18 @@
 //! on node 0 the ledger.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use burstfs_client::fs::{ClientFs, Credentials};
 use burstfs_node::description::InstanceDescription;
+use burstfs_proto::mgs::StageFigures;
 use burstfs_proto::stage::{Direction, Item};
-use burstfs_spec::JobSpec;
-use burstfs_stager::{Cancel, Config, Engine, Header, Ledger, Outcome, Progress, RetryPolicy, StageJob, seed};
+use burstfs_spec::{JobSpec, StageOut};
+use burstfs_stager::{
+    Cancel, Config, DrainedFiles, Engine, Header, Ledger, Occasion, Outcome, Progress, RetryPolicy, RoundPlan,
+    StageJob, seed,
+};
 use burstfs_types::{Code, Failure, NodeIndex, hostlist};
 
 use crate::directory::{Directory, Seat, Work};
@@ -29,8 +33,21 @@ pub(crate) struct Staging {
     spec: JobSpec,
     /// Figures of the stage-in.
     pub(crate) progress_in: Arc<Progress>,
-    /// Figures of the drain.
-    pub(crate) progress_out: Arc<Progress>,
+    /// Figures of the drain at the end.
+    progress_out: Arc<Progress>,
+    rounds: Mutex<RoundsHere>,
+}
+
+/// What this node knows of the drains while the job runs.
+#[derive(Default)]
+struct RoundsHere {
+    /// `None` until there was a round.
+    drained: Option<Arc<DrainedFiles>>,
+    /// Figures of the latest.
+    progress: Arc<Progress>,
+    /// Of those before, bytes and files.
+    done_before: (u64, u64),
+    has_ended: bool,
 }
 
 impl Staging {
@@ -43,6 +60,8 @@ impl Staging {
     ) -> std::io::Result<Staging> {
         let stage_dir = description.data_dir.join("stage");
         std::fs::create_dir_all(&stage_dir)?;
+        let drained = DrainedFiles::was_in(&stage_dir).then(|| DrainedFiles::open(&stage_dir)).transpose()?;
+        let rounds = RoundsHere { drained: drained.map(Arc::new), ..RoundsHere::default() };
         let owner = Credentials { uid: description.uid, gid: description.gid, umask: None };
         Ok(Staging {
             tree: Arc::new(Tree::new(Arc::new(fs.gathering()), owner)),
@@ -52,6 +71,7 @@ impl Staging {
             spec,
             progress_in: Arc::default(),
             progress_out: Arc::default(),
+            rounds: Mutex::new(rounds),
         })
     }
 
@@ -86,7 +106,15 @@ impl Staging {
             Some(mgs) => Some((mgs.clone(), self.begin(mgs, direction, &jobs)?)),
             None => None,
         };
-        let worked = self.work(direction, seat.clone(), jobs, cancel).await;
+        let progress = match direction {
+            Direction::In => self.progress_in.clone(),
+            Direction::Out => {
+                self.rounds().has_ended = true;
+                self.progress_out.clone()
+            }
+        };
+        let effort = Effort { direction, round: 0, occasion: Occasion::Alone, jobs, progress };
+        let worked = self.work(effort, seat.clone(), cancel).await;
         let Some((mgs, ledger)) = ledger else { return worked.map(|()| None) };
         let mut problems: Vec<String> = mgs.lost().into_iter().map(|node| self.lost(node)).collect();
         problems.extend(mgs.suspects().into_iter().map(|node| self.suspect(node)));
@@ -104,11 +132,59 @@ impl Staging {
         Ok(ledger)
     }
 
-    async fn work(&self, direction: Direction, seat: Seat, jobs: Vec<StageJob>, cancel: Cancel) -> Result<(), Failure> {
-        let progress = match direction {
-            Direction::In => self.progress_in.clone(),
-            Direction::Out => self.progress_out.clone(),
-        };
+    /// The directives of the drain, in order.
+    pub(crate) fn directives(&self) -> &[StageOut] {
+        &self.spec.stage_out
+    }
+
+    /// Does this node's part of a drain while the job runs, until the round is over.
+    pub(crate) async fn work_on_round(
+        &self,
+        number: u64,
+        plan: RoundPlan,
+        seat: Seat,
+        cancel: Cancel,
+    ) -> Result<(), Failure> {
+        let progress = Arc::<Progress>::default();
+        {
+            let mut rounds = self.rounds();
+            if rounds.drained.is_none() {
+                let opened = DrainedFiles::open(&self.stage_dir);
+                let failed = |error| Failure::new(Code::Internal, format!("what rounds have drained: {error}"));
+                rounds.drained = Some(Arc::new(opened.map_err(failed)?));
+            }
+            let figures = rounds.progress.figures();
+            rounds.done_before.0 += figures.bytes_done;
+            rounds.done_before.1 += figures.files_done;
+            rounds.progress = progress.clone();
+        }
+        let RoundPlan { jobs, selection } = plan;
+        let effort =
+            Effort { direction: Direction::Out, round: number, occasion: Occasion::Round(selection), jobs, progress };
+        self.work(effort, seat, cancel).await
+    }
+
+    /// How far the drain is: that at the end once it has begun, before it the latest round.
+    pub(crate) fn drain_figures(&self) -> StageFigures {
+        let rounds = self.rounds();
+        if rounds.has_ended { self.progress_out.figures() } else { rounds.progress.figures() }
+    }
+
+    /// Bytes and files that this node has drained at any time; they only rise.
+    pub(crate) fn drained_in_all(&self) -> (u64, u64) {
+        let rounds = self.rounds();
+        let (now, end) = (rounds.progress.figures(), self.progress_out.figures());
+        let (bytes, files) = rounds.done_before;
+        (bytes + now.bytes_done + end.bytes_done, files + now.files_done + end.files_done)
+    }
+
+    fn rounds(&self) -> MutexGuard<'_, RoundsHere> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn work(&self, effort: Effort, seat: Seat, cancel: Cancel) -> Result<(), Failure> {
+        let Effort { direction, round, occasion, jobs, progress } = effort;
+        let drained = self.rounds().drained.clone().filter(|_| direction == Direction::Out);
         let node = NodeIndex::new(self.description.node_index);
         let config = Config {
             node,
@@ -118,13 +194,15 @@ impl Staging {
             stage_dir: self.stage_dir.clone(),
             mount: self.description.mount.as_os_str().as_encoded_bytes().to_vec(),
             retry: RetryPolicy::default(),
+            occasion,
+            drained,
         };
         let code = match direction {
             Direction::In => Code::StageInFailed,
             Direction::Out => Code::DrainIncomplete,
         };
         let incarnation = self.description.incarnation;
-        let queue = Work { directory: self.directory.clone(), seat, node, incarnation };
+        let queue = Work { directory: self.directory.clone(), seat, round, node, incarnation };
         let failed =
             |error: &dyn std::fmt::Display| Failure::new(code, format!("{}: {error}", self.description.node_name()));
         let engine = Engine::open(direction, jobs, self.tree.clone(), config, progress, cancel)
@@ -175,6 +253,16 @@ impl Staging {
     }
 }
 
+/// What an engine is to do.
+struct Effort {
+    direction: Direction,
+    /// Whose queue: that of a round, or 0.
+    round: u64,
+    occasion: Occasion,
+    jobs: Vec<StageJob>,
+    progress: Arc<Progress>,
+}
+
 /// How a direction ended, on node 0.
 pub(crate) struct Conclusion {
     ledger: Arc<Ledger>,
@@ -196,7 +284,7 @@ impl StageSink for Sink {
 }
 
 /// Tells attempts of the same job apart.
-fn attempt() -> u32 {
+pub(crate) fn attempt() -> u32 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     since.as_secs() as u32
 }

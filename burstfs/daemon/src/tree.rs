@@ -15,7 +15,7 @@ use burstfs_client::fs::{
 };
 use burstfs_proto::mds::{SetTime, XattrMode};
 use burstfs_proto::oss::SeekTarget;
-use burstfs_stager::{Change, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
+use burstfs_stager::{Change, ChangeState, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
 use burstfs_types::{Attr, Errno, Ino, Layout, Name, NodeIndex, ReadyMade};
 
 /// The instance, for the stager of one node.
@@ -236,6 +236,20 @@ impl InstanceTree for Tree {
 
     async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         self.fs.setxattr(ino, name, value, XattrMode::Any).await.map_err(errno)
+    }
+
+    async fn change(&self, ino: Ino) -> Result<ChangeState, Errno> {
+        let state = self.fs.change(ino).await.map_err(errno)?;
+        Ok(ChangeState { number: state.number, is_writable: state.is_writable, is_changed: state.is_changed() })
+    }
+
+    async fn end_change(&self, ino: Ino, number: Option<u64>) -> Result<bool, Errno> {
+        self.fs.end_change(ino, number).await.map_err(errno)
+    }
+
+    async fn write_back(&self, handle: TreeHandle) -> Result<(), Errno> {
+        let file = self.file(handle)?;
+        self.fs.write_back(&file).await.map_err(errno)
     }
 
     async fn space(&self) -> Result<Space, Errno> {

@@ -17,15 +17,21 @@
 //! Invariants: a failure before READY is final and reaches every node; after READY nothing fails the instance. A barrier
 //! that was passed stays passed. The map's generation rises with every change of an address.
 
+mod deadline;
 mod directory;
 mod holding;
 mod note;
 pub mod ports;
 mod queue;
+mod rounds;
+mod schedule;
 mod silence;
 
+pub use deadline::{Amount, Deadline};
 pub use directory::{Identity, JoinRefused, Mgs};
 pub use holding::Holding;
 pub use note::{NOTE_VERSION, Note};
 pub use queue::Queue;
+pub use rounds::{Reason, Rounds, Wanted};
+pub use schedule::{Often, Schedule};
 pub use silence::Silence;

@@ -26,6 +26,10 @@ rpcs! {
     0x0307 ReadOnly Check(Check) -> Checked;
     /// Drains what is held now, not only when it is time; the instance as it is then.
     0x0310 Idempotent Resume(Resume) -> InstanceStatus;
+    /// Asks for a round of draining while the job runs: the number of the round, or `None` when there will be none.
+    0x0311 Idempotent AskDrain(AskDrain) -> Option<u64>;
+    /// How a round is (long poll for its end).
+    0x0312 ReadOnly AwaitDrain(AwaitDrain) -> RoundState;
 }
 
 /// A node's registration.
@@ -160,6 +164,64 @@ pub struct StageFigures {
     pub files_done: u64,
     /// Entries that failed.
     pub files_failed: u64,
+}
+
+/// Asks for a round of draining.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AskDrain {
+    /// Only what is at or below this path of the instance.
+    pub below: Option<Vec<u8>>,
+}
+
+/// Asks how a round is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AwaitDrain {
+    /// Which.
+    pub round: u64,
+    /// Waits so long for its end, milliseconds.
+    pub wait_ms: u32,
+}
+
+/// How a round is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RoundState {
+    /// It has not begun.
+    Waiting,
+    /// It has.
+    Running {
+        /// What it has come to.
+        figures: RoundFigures,
+        /// How far it is, over all nodes.
+        progress: StageFigures,
+    },
+    /// It is over.
+    Over {
+        /// What it has come to.
+        figures: RoundFigures,
+        /// The first thing that went wrong.
+        failure: Option<String>,
+    },
+    /// There is no such round: the MGS was started again, or the job's end came before it.
+    Unknown,
+}
+
+/// What a round of draining has come to so far, over all nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RoundFigures {
+    /// Files copied.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that were drained as they are, or that the target had.
+    pub unchanged: u64,
+    /// Files that somebody was writing.
+    pub busy: u64,
+    /// What failed.
+    pub failed: u64,
+    /// Files that are to be drained again, or yet.
+    pub changed_files: u64,
+    /// Their bytes.
+    pub changed_bytes: u64,
 }
 
 /// What a node tells about itself.

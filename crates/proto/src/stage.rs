@@ -13,6 +13,8 @@ rpcs! {
     StageReply, Stage;
     /// Takes work (long poll), and hands in what came of work taken before.
     0x0401 Replayable Take(Take) -> Taken;
+    /// Waits for a round of draining (long poll).
+    0x0402 ReadOnly AwaitRound(AwaitRound) -> Option<Round>;
 }
 
 /// Which of the two queues.
@@ -44,11 +46,31 @@ pub struct Finished {
     pub records: Vec<Vec<u8>>,
 }
 
+/// Waits for a round of draining while the job runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AwaitRound {
+    /// With a number above this.
+    pub newer_than: u64,
+    /// Waits so long, milliseconds.
+    pub wait_ms: u32,
+}
+
+/// A round of draining while the job runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Round {
+    /// Its number; never 0.
+    pub number: u64,
+    /// What it is about: the stager's bytes.
+    pub plan: Vec<u8>,
+}
+
 /// Hands in finished work, and asks for more.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Take {
     /// Which queue.
     pub direction: Direction,
+    /// Of which round; 0 before the job and after it.
+    pub round: u64,
     /// Who asks.
     pub node: NodeIndex,
     /// Which life of its daemon: work taken by an earlier one goes back to the queue.

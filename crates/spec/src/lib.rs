@@ -27,6 +27,7 @@ mod pattern;
 mod rate;
 mod size;
 mod staging;
+mod when;
 mod words;
 
 pub use accumulator::{Accumulator, NoProfiles, ProfileError, Profiles};
@@ -42,7 +43,8 @@ pub use path::{InstancePath, PersistentPath, Values, Variable};
 pub use rate::Rate;
 pub use size::Size;
 pub use staging::{Preserve, PreserveSet, StageIn, StageOut, copy_target};
+pub use when::{DrainDeadline, DrainWhen};
 pub use words::{
-    Atomic, Compat, DrainOn, DrainOnError, DrainWhen, EntryType, Mode, OnFull, Redundancy, Requeue, Servers,
-    StageInOnError, StageInWhen, Tmpdir, Transport, Update, Verify,
+    Atomic, Compat, DrainOn, DrainOnError, EntryType, Mode, OnFull, Redundancy, Requeue, Servers, StageInOnError,
+    StageInWhen, Tmpdir, Transport, Update, Verify,
 };

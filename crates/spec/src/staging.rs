@@ -12,10 +12,8 @@ use crate::filter::{Filter, FilterAction, Filters};
 use crate::lex::Text;
 use crate::path::{End, InstancePath, PersistentPath};
 use crate::rate::Rate;
-use crate::words::{
-    Atomic, DrainOn, DrainOnError, DrainWhen, EntryType, StageInOnError, StageInWhen, Update, Verify, Word, list,
-    not_built,
-};
+use crate::when::{DrainDeadline, DrainWhen};
+use crate::words::{Atomic, DrainOn, DrainOnError, EntryType, StageInOnError, StageInWhen, Update, Verify, Word, list};
 
 /// Something of a file, beside its bytes, that a copy can have in common with the source.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -182,6 +180,8 @@ pub struct StageOut {
     pub entry_type: EntryType,
     /// When.
     pub when: DrainWhen,
+    /// How long before the time limit the drain begins.
+    pub deadline: DrainDeadline,
     /// After which ends of the job.
     pub on: DrainOn,
     /// What a failure does.
@@ -235,8 +235,7 @@ const COMMON_KEYS: [&str; 12] = [
     "update",
     "bwlimit",
 ];
-const OUT_KEYS: [&str; 3] = ["on", "atomic", "retain"];
-const LATER_OUT_KEYS: [&str; 1] = ["deadline"];
+const OUT_KEYS: [&str; 4] = ["on", "atomic", "deadline", "retain"];
 
 /// The items of one stage directive until all have been read.
 pub(crate) struct Draft<'a> {
@@ -257,19 +256,15 @@ impl<'a> Draft<'a> {
     pub(crate) fn push(&mut self, key: &'a Text, value: &'a Text) -> Result<(), Fault> {
         let name = key.plain();
         let name = name.as_str();
-        let is_later = self.is_out && LATER_OUT_KEYS.contains(&name);
-        let is_out_only = OUT_KEYS.contains(&name) || LATER_OUT_KEYS.contains(&name);
+        let is_out_only = OUT_KEYS.contains(&name);
         let is_built = COMMON_KEYS.contains(&name) || (self.is_out && OUT_KEYS.contains(&name));
-        if !is_later && !is_built {
+        if !is_built {
             if is_out_only {
                 let message = format!("unknown key \"{name}\" of stage_in; only stage_out has it");
                 return Err(Fault::new(Code::UnknownKey, &key.span, message));
             }
-            let out = if self.is_out { [OUT_KEYS.as_slice(), &LATER_OUT_KEYS].concat() } else { Vec::new() };
-            return Err(unknown_key(key, self.verb(), COMMON_KEYS.into_iter().chain(out)));
-        }
-        if is_later {
-            return Err(not_built(key, &format!("the key \"{name}\"")));
+            let out = if self.is_out { OUT_KEYS.as_slice() } else { &[] };
+            return Err(unknown_key(key, self.verb(), COMMON_KEYS.into_iter().chain(out.iter().copied())));
         }
         let may_repeat = FilterAction::of_key(name).is_some();
         if !may_repeat && self.items.iter().any(|(earlier, _)| earlier.plain() == name) {
@@ -372,13 +367,19 @@ impl<'a> Draft<'a> {
     pub(crate) fn stage_out(&self, verb: &Text) -> Result<StageOut, Fault> {
         let source = InstancePath::parse(self.required("source", verb)?, End::Source)?;
         let destination = PersistentPath::parse(self.required("destination", verb)?, End::Destination)?;
+        let when = self.find("when").map_or(Ok(DrainWhen::default()), DrainWhen::parse)?;
+        let atomic = self.atomic(source.is_pattern())?;
+        if let Some(value) = self.find("atomic").filter(|_| !appears_when_it_can(atomic, when)) {
+            return Err(Fault::new(Code::Conflict, &value.span, NOT_AT_ONCE));
+        }
         Ok(StageOut {
             entry_type: self.entry_type(source.ends_with_slash())?,
             list: self.list(source.is_pattern())?,
-            atomic: self.atomic(source.is_pattern())?,
+            atomic,
             source,
             destination,
-            when: self.word("when")?,
+            when,
+            deadline: self.find("deadline").map_or(Ok(DrainDeadline::default()), DrainDeadline::parse)?,
             on: self.word("on")?,
             on_error: self.word("on_error")?,
             preserve: self.preserve()?,
@@ -394,6 +395,13 @@ impl<'a> Draft<'a> {
     pub(crate) fn destination_span(&self) -> std::ops::Range<usize> {
         self.find("destination").map_or(0..0, |value| value.span.clone())
     }
+}
+
+const NOT_AT_ONCE: &str = "a directory appears at once only at the job's end: atomic=dir goes with when=end";
+
+/// Whether what appears at once is not to be drained piece by piece while the job runs.
+fn appears_when_it_can(atomic: Atomic, when: DrainWhen) -> bool {
+    atomic != Atomic::Dir || when == DrainWhen::End
 }
 
 /// What holds within a directive, however it was made: `destination` and `list` are no patterns, and a list has its type.
@@ -473,17 +481,21 @@ impl StageOut {
     }
 
     pub(crate) fn check(&self) -> Result<(), SpecError> {
+        if !appears_when_it_can(self.atomic, self.when) {
+            return Err(SpecError::new(Code::Conflict, NOT_AT_ONCE));
+        }
         check(self.destination.is_pattern(), self.list.as_ref(), self.entry_type, self.source.is_pattern())
     }
 
     pub(crate) fn to_directive(&self) -> String {
         format!(
-            "stage_out source={} destination={} type={} when={} on={} on_error={} preserve={} verify={} atomic={} \
-             update={}{} retain={}",
+            "stage_out source={} destination={} type={} when={} deadline={} on={} on_error={} preserve={} verify={} \
+             atomic={} update={}{} retain={}",
             self.source.to_directive(),
             self.destination.to_directive(),
             self.entry_type,
             self.when,
+            self.deadline,
             self.on,
             self.on_error,
             self.preserve,

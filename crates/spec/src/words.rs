@@ -181,13 +181,6 @@ words! {
         Fail = "fail",
     } later [Later::Word("warn"), Later::Word("hold")]
 
-    /// When output is copied out.
-    DrainWhen {
-        /// At the job's end.
-        #[default]
-        End = "end",
-    } later [Later::Word("continuous"), Later::Prefix("interval:"), Later::Word("manual")]
-
     /// After which ends output is copied out.
     DrainOn {
         /// Any.

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+use std::time::Duration;
+
 use burstfs_spec::{
-    Accumulator, Capacity, Compat, CreateItems, EntryType, JobSpec, Preserve, PreserveSet, ProfileError, SpecError,
-    Tmpdir, Transport, Update, Values, Verify,
+    Accumulator, Capacity, Compat, CreateItems, DrainDeadline, DrainWhen, EntryType, JobSpec, Preserve, PreserveSet,
+    ProfileError, SpecError, Tmpdir, Transport, Update, Values, Verify,
 };
 use burstfs_types::{Code, LayoutPolicy, StripePattern};
 
@@ -189,14 +191,7 @@ fn what_is_not_built_is_refused_as_such() {
         refused(&[&format!("{verb} source=/a destination=/b on_error=warn")], Code::NotBuiltYet, "warn");
     }
     refused(&["stage_in source=/a destination=/b when=async"], Code::NotBuiltYet, "async");
-    for (item, marked) in [
-        ("when=continuous", "continuous"),
-        ("when=interval:15m", "interval:15m"),
-        ("when=manual", "manual"),
-        ("on=success", "success"),
-        ("on=failure", "failure"),
-        ("deadline=auto", "deadline"),
-    ] {
+    for (item, marked) in [("on=success", "success"), ("on=failure", "failure")] {
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
     }
 }
@@ -216,6 +211,24 @@ fn retain_is_a_duration_of_stage_out() {
     refused(&["stage_in source=/a destination=/b retain=24h"], Code::UnknownKey, "retain");
     let short = spec(&["4TiB stage_out=/out/:/lus/run-%j"]);
     assert_eq!(short.stage_out[0].retain.as_secs(), 86_400);
+}
+
+#[test]
+fn times_of_drains() {
+    let out = |items: &str| spec(&[&format!("stage_out source=/a destination=/b {items}")]).stage_out[0].clone();
+    let default = out("");
+    assert_eq!((default.when, default.deadline), (DrainWhen::End, DrainDeadline::Auto));
+    assert_eq!(out("when=continuous").when, DrainWhen::Continuous);
+    let (quarter, hours) = (Duration::from_secs(900), Duration::from_secs(7200));
+    let timed = out("when=interval:15m deadline=2h");
+    assert_eq!((timed.when, timed.deadline), (DrainWhen::Interval(quarter), DrainDeadline::Before(hours)));
+    for (item, marked) in [("when=interval:15", "interval:15"), ("when=now", "now"), ("deadline=soon", "soon")] {
+        refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::BadValue, marked);
+    }
+    refused(&["stage_in source=/a destination=/b deadline=2h"], Code::UnknownKey, "deadline");
+    for when in ["continuous", "interval:15m", "manual"] {
+        refused(&[&format!("stage_out source=/a destination=/b atomic=dir when={when}")], Code::Conflict, "dir");
+    }
 }
 
 #[test]

@@ -97,8 +97,13 @@ fn directives() -> impl Strategy<Value = Vec<String>> {
         });
     let stage_in = (path(true, true), path(false, false), options.clone())
         .prop_map(|(from, to, rest)| format!("stage_in source={from} destination=/in/{to} {rest}"));
-    let stage_out = (path(false, true), path(true, false), options, word(&["file", "none"])).prop_map(
-        |(from, to, rest, atomic)| format!("stage_out source={from} destination={to} {rest} atomic={atomic}"),
+    let when = word(&["end", "continuous", "interval:15m", "interval:1h30m", "manual"]);
+    let times =
+        (when, word(&["auto", "10m", "2h"])).prop_map(|(when, deadline)| format!("when={when} deadline={deadline}"));
+    let stage_out = (path(false, true), path(true, false), options, word(&["file", "none"]), times).prop_map(
+        |(from, to, rest, atomic, times)| {
+            format!("stage_out source={from} destination={to} {rest} atomic={atomic} {times}")
+        },
     );
     (create, stage_in, stage_out).prop_map(|(create, stage_in, stage_out)| vec![create, stage_in, stage_out])
 }

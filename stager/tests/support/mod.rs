@@ -6,15 +6,17 @@ pub mod tree;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use burstfs_proto::mgs::StageFigures;
 use burstfs_proto::stage::Direction;
 use burstfs_stager::{
-    Cancel, Config, Engine, Header, InstanceTree, Ledger, Outcome, Progress, RetryPolicy, StageJob, seed,
+    Cancel, Config, DrainedFiles, Engine, Header, InstanceTree, Ledger, Occasion, Outcome, Progress, RetryPolicy,
+    RoundTally, Selection, StageJob, seed, seed_round,
 };
 use burstfs_types::NodeIndex;
+use queue::Records;
 
 /// What a run came to.
 pub struct Ran {
@@ -37,12 +39,34 @@ impl Run<'_> {
     pub async fn go(self, direction: Direction, tree: Arc<dyn InstanceTree>) -> Ran {
         std::fs::create_dir_all(self.stage_dir).unwrap();
         let ledger = Arc::new(Ledger::create(self.stage_dir, direction, self.jobs.clone(), JOB_ID).unwrap());
-        let shared = queue::Shared::new(seed(&ledger, self.attempt), ledger.clone(), self.nodes);
+        let shared = queue::Shared::new(seed(&ledger, self.attempt), Records::Ledger(ledger.clone()), self.nodes);
+        let progress = self.work(direction, &tree, &shared, Occasion::Alone).await;
+        let outcome = ledger.finish(tree, &[]).await;
+        Ran { outcome, ledger, figures: progress.iter().map(|progress| progress.figures()).collect() }
+    }
+
+    /// A round while the job runs.
+    pub async fn round(self, tree: Arc<dyn InstanceTree>, selection: Selection) -> RoundTally {
+        let tally = Records::Tally(Mutex::default());
+        let shared = queue::Shared::new(seed_round(&self.jobs, self.attempt), tally, self.nodes);
+        self.work(Direction::Out, &tree, &shared, Occasion::Round(selection)).await;
+        std::mem::take(&mut *shared.tally().lock().unwrap())
+    }
+
+    async fn work(
+        &self,
+        direction: Direction,
+        tree: &Arc<dyn InstanceTree>,
+        shared: &Arc<queue::Shared>,
+        occasion: Occasion,
+    ) -> Vec<Arc<Progress>> {
         let mut engines = tokio::task::JoinSet::new();
         let mut progress = Vec::new();
         for node in 0..self.nodes {
             let stage_dir = self.stage_dir.join(format!("node{node}"));
             std::fs::create_dir_all(&stage_dir).unwrap();
+            let has_rounds = occasion != Occasion::Alone || DrainedFiles::was_in(&stage_dir);
+            let drained = has_rounds.then(|| Arc::new(DrainedFiles::open(&stage_dir).unwrap()));
             let counters = Arc::new(Progress::default());
             progress.push(counters.clone());
             let engine = Engine::open(
@@ -57,6 +81,8 @@ impl Run<'_> {
                     stage_dir,
                     mount: b"/burstfs/42".to_vec(),
                     retry: RetryPolicy { retries: 3, first_delay: Duration::from_micros(100) },
+                    occasion: occasion.clone(),
+                    drained,
                 },
                 counters,
                 Cancel::default(),
@@ -68,8 +94,7 @@ impl Run<'_> {
         while let Some(ended) = engines.join_next().await {
             ended.unwrap().unwrap();
         }
-        let outcome = ledger.finish(tree, &[]).await;
-        Ran { outcome, ledger, figures: progress.iter().map(|progress| progress.figures()).collect() }
+        progress
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use burstfs_proto::stage::{Direction, Finished, Item, Taken};
-use burstfs_stager::{Ledger, QueueLost, WorkQueue};
+use burstfs_stager::{Ledger, QueueLost, RoundTally, WorkQueue};
 use burstfs_types::NodeIndex;
 use tokio::sync::Notify;
 
@@ -18,8 +18,23 @@ struct State {
 pub struct Shared {
     state: Mutex<State>,
     changed: Notify,
-    ledger: Arc<Ledger>,
+    records: Records,
     nodes: u16,
+}
+
+/// Who takes the records.
+pub enum Records {
+    Ledger(Arc<Ledger>),
+    Tally(Mutex<RoundTally>),
+}
+
+impl Records {
+    fn accept(&self, records: &[Vec<u8>]) {
+        match self {
+            Records::Ledger(ledger) => ledger.accept(records),
+            Records::Tally(tally) => tally.lock().unwrap().accept(records),
+        }
+    }
 }
 
 pub struct NodeQueue {
@@ -28,9 +43,17 @@ pub struct NodeQueue {
 }
 
 impl Shared {
-    pub fn new(seed: Vec<Item>, ledger: Arc<Ledger>, nodes: u16) -> Arc<Shared> {
+    pub fn new(seed: Vec<Item>, records: Records, nodes: u16) -> Arc<Shared> {
         let state = Mutex::new(State { ready: seed.into(), taken: HashMap::new(), next: 0 });
-        Arc::new(Shared { state, changed: Notify::new(), ledger, nodes })
+        Arc::new(Shared { state, changed: Notify::new(), records, nodes })
+    }
+
+    /// The tally of a round.
+    pub fn tally(&self) -> &Mutex<RoundTally> {
+        match &self.records {
+            Records::Tally(tally) => tally,
+            Records::Ledger(_) => panic!("no round"),
+        }
     }
 
     pub fn node(self: &Arc<Shared>, node: NodeIndex) -> Arc<NodeQueue> {
@@ -41,7 +64,7 @@ impl Shared {
         let mut state = self.state.lock().unwrap();
         for done in finished {
             assert!(state.taken.remove(&done.id).is_some(), "an item that nobody has");
-            self.ledger.accept(&done.records);
+            self.records.accept(&done.records);
             for item in done.items {
                 assert!(item.body.len() < 1 << 20, "an item of {} bytes", item.body.len());
                 assert!(item.place.is_none_or(|place| place.get() < self.nodes));

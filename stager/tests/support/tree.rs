@@ -1,15 +1,15 @@
 //! The instance as a local directory, and a wrapper that fails its k-th call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use burstfs_stager::{Change, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
+use burstfs_stager::{Change, ChangeState, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
 use burstfs_types::{Attr, Errno, FileKind, Ino, Layout, Name, NodeIndex, OstIndex, Timestamp};
 use rustix::fs::{AtFlags, CWD, SeekFrom, Timespec, Timestamps, XattrFlags};
 
@@ -22,6 +22,14 @@ pub struct LocalTree {
     paths: Mutex<HashMap<u64, PathBuf>>,
     handles: Mutex<HashMap<u64, Arc<File>>>,
     next: AtomicU64,
+    /// By inode, the ctime (nanoseconds) of which it was said that it is drained.
+    ended: Mutex<HashMap<u64, u64>>,
+    /// Files that somebody has open for writing.
+    pub writers: Mutex<HashSet<u64>>,
+    /// Whether changes of files that were drained are seen by their times only, as those of a mapping are.
+    pub is_blind: AtomicBool,
+    /// Run when a file was read; once.
+    pub on_read: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 fn errno(error: std::io::Error) -> Errno {
@@ -41,6 +49,10 @@ impl LocalTree {
             paths: Mutex::new(HashMap::from([(1, root.to_owned())])),
             handles: Mutex::new(HashMap::new()),
             next: AtomicU64::new(1),
+            ended: Mutex::default(),
+            writers: Mutex::default(),
+            is_blind: AtomicBool::new(false),
+            on_read: Mutex::default(),
         }
     }
 
@@ -224,6 +236,9 @@ impl InstanceTree for LocalTree {
                 n => done += n,
             }
         }
+        if let Some(then) = self.on_read.lock().unwrap().take() {
+            then();
+        }
         Ok(done)
     }
 
@@ -268,6 +283,30 @@ impl InstanceTree for LocalTree {
 
     async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         rustix::fs::lsetxattr(self.path(ino)?, name, value, XattrFlags::empty()).map_err(os)
+    }
+
+    async fn change(&self, ino: Ino) -> Result<ChangeState, Errno> {
+        let meta = fs::symlink_metadata(self.path(ino)?).map_err(errno)?;
+        let ctime = meta.ctime() as u64 * 1_000_000_000 + meta.ctime_nsec() as u64;
+        let ended = self.ended.lock().unwrap().get(&ino.get()).copied();
+        let is_ended = ended.is_some_and(|ended| ended == ctime || self.is_blind.load(Ordering::Relaxed));
+        let is_writable = self.writers.lock().unwrap().contains(&ino.get());
+        Ok(ChangeState { number: (!is_ended).then_some(ctime), is_writable, is_changed: !is_ended || is_writable })
+    }
+
+    async fn end_change(&self, ino: Ino, number: Option<u64>) -> Result<bool, Errno> {
+        let now = self.change(ino).await?;
+        if now.is_writable || now.number != number {
+            return Ok(false);
+        }
+        if let Some(number) = number {
+            self.ended.lock().unwrap().insert(ino.get(), number);
+        }
+        Ok(true)
+    }
+
+    async fn write_back(&self, handle: TreeHandle) -> Result<(), Errno> {
+        self.handle(handle).map(drop)
     }
 
     async fn space(&self) -> Result<Space, Errno> {
@@ -410,6 +449,21 @@ impl InstanceTree for FaultTree {
     async fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         self.step()?;
         self.inner.set_xattr(ino, name, value).await
+    }
+
+    async fn change(&self, ino: Ino) -> Result<ChangeState, Errno> {
+        self.step()?;
+        self.inner.change(ino).await
+    }
+
+    async fn end_change(&self, ino: Ino, number: Option<u64>) -> Result<bool, Errno> {
+        self.step()?;
+        self.inner.end_change(ino, number).await
+    }
+
+    async fn write_back(&self, handle: TreeHandle) -> Result<(), Errno> {
+        self.step()?;
+        self.inner.write_back(handle).await
     }
 
     async fn space(&self) -> Result<Space, Errno> {

@@ -11,6 +11,7 @@ mod layout;
 mod passthrough;
 mod power;
 mod request;
+mod rounds;
 mod slurm;
 mod staging;
 mod start;
