@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e kills posix rdma-test bench-start bench-data bench-net bench-stage lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e kills walltime posix rdma-test bench-start bench-data bench-net bench-stage lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +46,9 @@ e2e: ## only the tests on the virtual cluster (root)
 
 kills: ## kill -9 of burstfsd 200 times, at random moments, under load (root)
 	@tests/run setup build kills
+
+walltime: ## a job that is killed at its time limit while it writes faster than can be drained, 20 times (root)
+	@tests/run setup build walltime
 
 posix: ## pjdfstest and fsx on the mount of a four-node instance (root)
 	@tests/run setup build posix

@@ -5,13 +5,16 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use burstfs_node::description::InstanceDescription;
 use burstfs_types::{Code, Failure};
 use tokio::process::Command;
 
 /// Between two questions.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How long an answer is waited for that can be done without.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What `burstfs-node` puts in front of its reason.
 const COMMENT_PREFIX: &str = "burstfs: ";
 
@@ -56,6 +59,30 @@ fn reason_left_by_node(comment: &str, restart_count: u32) -> Option<Failure> {
     Some(Failure::new(code.parse().ok()?, message))
 }
 
+/// When the job's time limit is over; `None` when it has none, or Slurm does not answer.
+pub(crate) async fn end_time(description: &InstanceDescription) -> Option<SystemTime> {
+    let asked = show(description.instance.job_id(), description.slurm_conf.as_deref());
+    parse_end(&tokio::time::timeout(PATIENCE, asked).await.ok().flatten()?)
+}
+
+fn parse_end(text: &str) -> Option<SystemTime> {
+    let field = |key: &str| text.split_whitespace().find_map(|word| word.strip_prefix(key));
+    let has_limit = field("TimeLimit=").is_some_and(|limit| limit != "UNLIMITED");
+    field("EndTime=").filter(|_| has_limit).and_then(|time| humantime::parse_rfc3339_weak(time).ok())
+}
+
+/// Writes a line into the job's output, as far as Slurm lets: while its script runs.
+pub(crate) async fn notify(description: &InstanceDescription, line: &str) {
+    let mut command = scontrol(description.slurm_conf.as_deref());
+    command.args(["notify", &description.instance.job_id().to_string(), line]);
+    match tokio::time::timeout(PATIENCE, command.output()).await {
+        Err(_) => tracing::info!("scontrol notify: slurmctld does not answer"),
+        Ok(Ok(output)) if output.status.success() => {}
+        Ok(Ok(output)) => tracing::info!("scontrol notify: {}", String::from_utf8_lossy(&output.stderr).trim()),
+        Ok(Err(error)) => tracing::info!("scontrol notify: {error}"),
+    }
+}
+
 /// What paths of a request may need to know of the job.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Names {
@@ -84,13 +111,20 @@ fn parse_names(text: &str) -> Names {
 }
 
 async fn show(job_id: u32, slurm_conf: Option<&Path>) -> Option<String> {
+    let mut command = scontrol(slurm_conf);
+    command.args(["show", "job", &job_id.to_string()]);
+    let output = command.output().await.ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `scontrol`, which prints times in UTC.
+fn scontrol(slurm_conf: Option<&Path>) -> Command {
     let mut command = Command::new("scontrol");
-    command.args(["show", "job", &job_id.to_string()]).stdin(Stdio::null()).kill_on_drop(true);
+    command.stdin(Stdio::null()).kill_on_drop(true).env("TZ", "UTC").env_remove("SLURM_TIME_FORMAT");
     if let Some(path) = slurm_conf {
         command.env("SLURM_CONF", path);
     }
-    let output = command.output().await.ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    command
 }
 
 fn parse(text: &str) -> Option<Job> {
@@ -111,6 +145,16 @@ mod tests {
         let job = parse(SHOWN).unwrap();
         assert_eq!(job.state, "RUNNING");
         assert_eq!(job.admin_comment, "burstfs: 1: E201: node3: /local is not there");
+    }
+
+    #[test]
+    fn reads_the_time_limit() {
+        let text = "   RunTime=00:00:01 TimeLimit=00:01:00 TimeMin=N/A\n   StartTime=2026-11-26T22:05:27 EndTime=2026-11-26T22:06:27";
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_730_787);
+        assert_eq!(parse_end(text), Some(end));
+        assert_eq!(parse_end(&text.replace("00:01:00", "UNLIMITED")), None);
+        assert_eq!(parse_end(&text.replace("EndTime=2026", "EndTime=Unknown")), None);
+        assert_eq!(parse_end(""), None);
     }
 
     #[test]

@@ -46,7 +46,7 @@ use crate::node::{self, MountDevice, Node};
 use crate::rounds::Follower;
 use crate::staging::{self, Conclusion, Staging};
 use crate::succession::Succession;
-use crate::{held, job, note};
+use crate::{held, job, limit, note};
 
 /// Between two reports to the MGS and the supervisor.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -174,6 +174,8 @@ pub(crate) struct Life {
     lost_before: OnceLock<Vec<NodeIndex>>,
     /// This node's part in drains while the job runs; set once it is ready.
     rounds: OnceLock<Follower>,
+    /// The deadline that the job is told.
+    drain_deadline: OnceLock<u64>,
 }
 
 async fn start(
@@ -317,8 +319,17 @@ impl Life {
             let reporter = reporter.clone();
             async move { reporter.run().await }
         });
-        let (supervisor, lost_before, rounds) = (supervisor.clone(), OnceLock::new(), OnceLock::new());
-        Ok(Life { description, node, staging, supervisor, advances, reporter, lost_before, rounds })
+        Ok(Life {
+            description,
+            node,
+            staging,
+            supervisor: supervisor.clone(),
+            advances,
+            reporter,
+            lost_before: OnceLock::new(),
+            rounds: OnceLock::new(),
+            drain_deadline: OnceLock::new(),
+        })
     }
 
     fn own(&self) -> NodeIndex {
@@ -346,7 +357,13 @@ impl Life {
             }
             self.reporter.tell().await;
         }
-        directory.barrier(self.own(), Phase::StagedIn, || self.advance()).await?;
+        if let Some(mgs) = directory.seat().mgs().filter(|mgs| mgs.drain_deadline().is_none()) {
+            mgs.set_drain_deadline(limit::told(&self.description, self.staging.directives()).await);
+        }
+        let passed = directory.barrier(self.own(), Phase::StagedIn, || self.advance()).await?;
+        if let Some(deadline) = passed.drain_deadline {
+            self.drain_deadline.get_or_init(|| deadline);
+        }
         self.supervisor.say(DaemonMessage::State(State::Ready)).await;
         Ok(())
     }
@@ -370,6 +387,8 @@ impl Life {
             ("BURSTFS_STAGE_IN".to_owned(), "complete".to_owned()),
         ]);
         environment.extend(foreign_variables(&description.spec.create, &mount));
+        let deadline = self.drain_deadline.get().map(|at| ("BURSTFS_DRAIN_DEADLINE".to_owned(), at.to_string()));
+        environment.extend(deadline);
         environment
     }
 
@@ -377,7 +396,9 @@ impl Life {
     async fn live(&self, messages: &mut mpsc::Receiver<NodeMessage>, is_client_gone: bool) {
         if !is_client_gone {
             if self.staging.has_work(Direction::Out) {
-                self.rounds.get_or_init(|| Follower::start(self.staging.clone(), self.node.directory.clone()));
+                self.rounds.get_or_init(|| {
+                    Follower::start(self.description.clone(), self.staging.clone(), self.node.directory.clone())
+                });
             }
             if !client_gone(messages).await {
                 return;

@@ -13,6 +13,7 @@ mod fixture;
 mod held;
 mod job;
 mod life;
+mod limit;
 mod links;
 mod lost;
 mod mgs;

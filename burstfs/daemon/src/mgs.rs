@@ -255,6 +255,16 @@ impl MgsDriver {
         self.change(Mgs::start_timed_out);
     }
 
+    /// The deadline that the job is told.
+    pub(crate) fn set_drain_deadline(&self, deadline: Option<u64>) {
+        self.change(|mgs| mgs.set_drain_deadline(deadline));
+    }
+
+    /// The same, once it is set.
+    pub(crate) fn drain_deadline(&self) -> Option<u64> {
+        self.lock().drain_deadline()
+    }
+
     /// How the drain ended.
     pub(crate) fn conclude(&self, conclusion: Conclusion) {
         self.change(|mgs| mgs.conclude(conclusion));
@@ -607,7 +617,11 @@ mod tests {
         assert_eq!(again.lost(), [NodeIndex::new(1)]);
         assert_eq!(
             again.call(barrier(0, 0)).await,
-            Ok(MgsReply::Barrier(Waited::Done(BarrierDone { lost: again.lost(), conclusion: None })))
+            Ok(MgsReply::Barrier(Waited::Done(BarrierDone {
+                lost: again.lost(),
+                conclusion: None,
+                drain_deadline: None
+            })))
         );
     }
 }

@@ -21,8 +21,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use burstfs_mgs::{Often, Reason, Rounds, Schedule, Wanted};
-use burstfs_proto::mgs::{AskDrain, AwaitDrain, RoundState, StageFigures};
+use burstfs_mgs::{Amount, Often, Reason, Rounds, Schedule, Wanted};
+use burstfs_node::description::InstanceDescription;
+use burstfs_proto::mgs::{AskDrain, AwaitDrain, RoundFigures, RoundState, StageFigures};
 use burstfs_proto::stage::{Direction, Item, Round};
 use burstfs_spec::{Atomic, DrainOn, DrainWhen, StageOut};
 use burstfs_stager::{Cancel, RoundPlan, RoundTally, Selection, StageJob, Takes, seed_round};
@@ -31,6 +32,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::directory::{Directory, Seat};
+use crate::limit::Limit;
 use crate::mgs::{MgsDriver, StageSink};
 use crate::staging::{Staging, attempt};
 
@@ -38,6 +40,14 @@ use crate::staging::{Staging, attempt};
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a file must not have changed before a continuous drain takes it.
 const QUIET: Duration = Duration::from_secs(3);
+/// The shortest time between a round and the survey after it; a survey that took T is followed by so many T without one, and there are
+/// about so many until the time limit.
+const SURVEY_MIN: Duration = Duration::from_secs(5);
+const SURVEY_FACTOR: u32 = 50;
+/// Between rounds that follow one another before the time limit.
+const DEADLINE_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a round will be over in time.
+const WATCH: Duration = Duration::from_secs(2);
 /// After an MGS has not answered.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -137,11 +147,15 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// Takes part from now on, and decides when there are rounds while this node carries the MGS.
-    pub(crate) fn start(staging: Arc<Staging>, directory: Directory) -> Follower {
+    pub(crate) fn start(
+        description: Arc<InstanceDescription>,
+        staging: Arc<Staging>,
+        directory: Directory,
+    ) -> Follower {
         let (stop, stopped) = watch::channel(false);
         let cancel = Arc::<Mutex<Cancel>>::default();
         let follow = follow(staging.clone(), directory.clone(), cancel.clone(), stopped.clone());
-        let tasks = vec![tokio::spawn(follow), tokio::spawn(schedule(staging, directory, stopped))];
+        let tasks = vec![tokio::spawn(follow), tokio::spawn(schedule(description, staging, directory, stopped))];
         Follower { stop, cancel, tasks }
     }
 
@@ -205,25 +219,74 @@ async fn take_part(staging: &Staging, seat: &Seat, round: &Round, cancel: Cancel
 }
 
 /// Begins rounds for as long as this node carries the MGS.
-async fn schedule(staging: Arc<Staging>, directory: Directory, stopped: watch::Receiver<bool>) {
+async fn schedule(
+    description: Arc<InstanceDescription>,
+    staging: Arc<Staging>,
+    directory: Directory,
+    mut stopped: watch::Receiver<bool>,
+) {
     let clock = Instant::now();
+    let mut limit = Limit::new(description);
+    let (mut survey_from, mut deadline_from, mut is_due) = (SURVEY_MIN, Duration::ZERO, false);
     let mut due = Schedule::new(staging.directives().iter().map(often).collect(), Duration::ZERO);
     while !*stopped.borrow() {
         tokio::time::sleep(LOOK).await;
         let Some(mgs) = directory.seat().mgs().cloned() else { continue };
-        if let Some(wanted) = due.due(clock.elapsed()) {
+        tokio::select! {
+            () = limit.refresh(staging.directives(), mgs.drain_deadline()) => {}
+            // The job's end does not wait for slurmctld.
+            _ = stopped.changed() => return,
+        }
+        let now = clock.elapsed();
+        let of_all = |reason| Wanted { reason, below: None, directives: None };
+        // How much there is when the deadline comes decides whether the job is warned.
+        let has_come = limit.is_due() && !std::mem::replace(&mut is_due, limit.is_due());
+        let by_limit = (limit.is_due() && !has_come && now >= deadline_from).then(|| of_all(Reason::Deadline));
+        let is_survey_due = limit.left().is_some() && now >= survey_from;
+        let survey = (is_survey_due || has_come).then(|| of_all(Reason::Survey));
+        if let Some(wanted) = due.due(now).or(by_limit).or(survey) {
             mgs.book.lock().rounds.want(wanted);
         }
         let begun = mgs.book.lock().rounds.begin();
         let Some((number, wanted)) = begun else { continue };
-        let began = clock.elapsed();
-        hold_round(&staging, &mgs, number, wanted).await;
-        due.ended(clock.elapsed(), clock.elapsed() - began);
+        let (began, began_at) = (clock.elapsed(), Instant::now());
+        let is_of_all = wanted.below.is_none() && wanted.directives.is_none();
+        let reason = wanted.reason;
+        let figures = watch_round(&mut limit, &mgs, began_at, hold_round(&staging, &mgs, number, wanted)).await;
+        let (now, took) = (clock.elapsed(), clock.elapsed() - began);
+        match reason {
+            Reason::Survey => {}
+            Reason::Continuous => due.ended(now, took),
+            Reason::Interval | Reason::Deadline | Reason::Asked => deadline_from = now + DEADLINE_PAUSE,
+        }
+        if is_of_all {
+            limit.found(Amount { files: figures.changed_files, bytes: figures.changed_bytes });
+            limit.warn_if_missed();
+        }
+        limit.measured(Amount { files: figures.files, bytes: figures.bytes }, took);
+        let sparse = limit.left().unwrap_or_default() / SURVEY_FACTOR;
+        survey_from = now + SURVEY_MIN.max(took * SURVEY_FACTOR).max(sparse);
+    }
+}
+
+/// Holds a round, and warns the job meanwhile if it will not be over in time.
+async fn watch_round(
+    limit: &mut Limit,
+    mgs: &MgsDriver,
+    began: Instant,
+    round: impl Future<Output = RoundFigures>,
+) -> RoundFigures {
+    let mut round = std::pin::pin!(round);
+    loop {
+        tokio::select! {
+            figures = &mut round => return figures,
+            () = tokio::time::sleep(WATCH) => limit.watch(&mgs.drain_figures(), began.elapsed()),
+        }
     }
 }
 
 /// One round, from its beginning to its end.
-async fn hold_round(staging: &Staging, mgs: &MgsDriver, number: u64, wanted: Wanted) {
+async fn hold_round(staging: &Staging, mgs: &MgsDriver, number: u64, wanted: Wanted) -> RoundFigures {
     let plan = plan(staging.directives(), &wanted);
     let tally = Arc::<Tally>::default();
     let items = seed_round(&plan.jobs, attempt());
@@ -249,6 +312,7 @@ async fn hold_round(staging: &Staging, mgs: &MgsDriver, number: u64, wanted: Wan
         inner.current = None;
     }
     mgs.end_round(number);
+    figures
 }
 
 /// What a round is about.

@@ -67,6 +67,8 @@ pub struct Mgs {
     pub(crate) generation: u64,
     failure: Option<Failure>,
     conclusion: Option<Conclusion>,
+    #[serde(default)]
+    drain_deadline: Option<u64>,
     /// Of an MGS in a later life, which is not kept: each begins anew.
     #[serde(skip)]
     pub(crate) holding: Option<Holding>,
@@ -78,7 +80,16 @@ impl Mgs {
     /// An instance that nobody has joined.
     pub fn new(identity: Identity) -> Mgs {
         let nodes = vec![Node::default(); identity.hosts.len()];
-        Mgs { identity, nodes, generation: 0, failure: None, conclusion: None, holding: None, version: 0 }
+        Mgs {
+            identity,
+            nodes,
+            generation: 0,
+            failure: None,
+            conclusion: None,
+            drain_deadline: None,
+            holding: None,
+            version: 0,
+        }
     }
 
     /// Goes on with an instance that was READY when the node that carried its MGS was lost. What the nodes have reached since
@@ -167,7 +178,11 @@ impl Mgs {
         if !self.has_passed(phase) {
             return Waited::NotYet;
         }
-        Waited::Done(BarrierDone { lost: self.lost(), conclusion: self.conclusion.clone() })
+        Waited::Done(BarrierDone {
+            lost: self.lost(),
+            conclusion: self.conclusion.clone(),
+            drain_deadline: self.drain_deadline,
+        })
     }
 
     /// The start cannot succeed. The first reason stays; once the instance is ready there is no start to fail.
@@ -239,6 +254,19 @@ impl Mgs {
         let of = |figures: StageFigures| figures.bytes_done.saturating_add(figures.files_done);
         let moved = self.reports().map(|report| of(report.stage_in).saturating_add(of(report.stage_out)));
         moved.fold(0, u64::saturating_add)
+    }
+
+    /// The deadline that the job is told, seconds since the epoch. To be set before the barrier `StagedIn`.
+    pub fn set_drain_deadline(&mut self, deadline: Option<u64>) {
+        if self.drain_deadline.is_none() && deadline.is_some() {
+            self.drain_deadline = deadline;
+            self.version += 1;
+        }
+    }
+
+    /// The deadline that the job was told.
+    pub fn drain_deadline(&self) -> Option<u64> {
+        self.drain_deadline
     }
 
     /// How the drain ended. The first word stays.
@@ -450,7 +478,10 @@ mod tests {
         assert_eq!(mgs.state(), State::Ready);
         mgs.reach(NodeIndex::new(0), Phase::ClientsGone);
         let lost = vec![NodeIndex::new(1)];
-        assert_eq!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost, conclusion: None }));
+        assert_eq!(
+            mgs.poll_barrier(Phase::ClientsGone),
+            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None })
+        );
         assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
         assert_eq!(mgs.status().reason, "E303: node2: lost, with what it held");
         assert_eq!(mgs.joined().len(), 2);
@@ -470,7 +501,10 @@ mod tests {
         assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::NotYet);
         next.reach(NodeIndex::new(2), Phase::ClientsGone);
         let lost = vec![NodeIndex::new(0)];
-        assert_eq!(next.poll_barrier(Phase::ClientsGone), Waited::Done(BarrierDone { lost, conclusion: None }));
+        assert_eq!(
+            next.poll_barrier(Phase::ClientsGone),
+            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None })
+        );
         assert_eq!(next.join(&join(2, 5, 102)), Ok(()), "a later life of a daemon joins as before");
     }
 

@@ -125,6 +125,8 @@ pub struct Barrier {
 pub struct BarrierDone {
     /// Nodes that were given up.
     pub lost: Vec<NodeIndex>,
+    /// The deadline that the job is told, seconds since the epoch.
+    pub drain_deadline: Option<u64>,
     /// How the drain ended, once it has.
     pub conclusion: Option<Conclusion>,
 }

@@ -128,6 +128,8 @@ codes! {
         "The job ended without making the path that stage_out names.";
     ReceiptFailed = 405, "the receipt could not be written",
         "The directory of the job's output cannot be written. The drain itself is not affected.";
+    DeadlineMissed = 406, "what has changed cannot be drained before the time limit",
+        "The job makes more than can be drained until its time limit. Nothing is lost: the rest is drained after it, unless the site cuts the epilog short. Make less in the end, drain earlier (when=continuous, or a longer deadline=), or ask for more time.";
 
     UnmountFailed = 501, "the mount could not be removed",
         "Processes outside the job hold it. It was detached and its connection aborted.";

@@ -16,3 +16,4 @@ mod slurm;
 mod staging;
 mod start;
 mod verify;
+mod walltime;
