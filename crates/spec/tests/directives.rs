@@ -55,11 +55,8 @@ fn the_examples_of_the_interface() {
     assert_eq!(staged.stage_in[0].destination.resolved(), Ok("/in"));
     assert_eq!(staged.create.capacity, None);
     refused(&["capacity=4TiB layout=auto tolerate=1"], Code::NotBuiltYet, "1");
-    refused(
-        &["stage_out source=/out/ destination=/lus/me/run-%j when=interval:15m"],
-        Code::NotBuiltYet,
-        "interval:15m",
-    );
+    let timed = spec(&["stage_out source=/out/ destination=/lus/me/run-%j when=interval:15m"]);
+    assert_eq!(timed.stage_out[0].when, DrainWhen::Interval(Duration::from_secs(900)));
 }
 
 #[test]
@@ -406,7 +403,7 @@ fn canonical_json_is_stable() {
         r#""stage_in":[{"source":"/lus/me/in/","destination":"/in","type":"auto","when":"before","on_error":"fail","#,
         r#""preserve":["mode","times","owner","acl","xattr","symlinks","hardlinks","sparse"],"verify":"checksum","#,
         r#""update":"changed"}],"#,
-        r#""stage_out":[{"source":"/out/","destination":"/lus/run-%j","type":"auto","when":"end","on":"always","#,
+        r#""stage_out":[{"source":"/out/","destination":"/lus/run-%j","type":"auto","when":"end","deadline":"auto","on":"always","#,
         r#""on_error":"hold","preserve":["mode","times","owner","acl","xattr","symlinks","hardlinks","sparse"],"#,
         r#""verify":"checksum","atomic":"file","update":"changed","retain":86400}]}"#,
     );
