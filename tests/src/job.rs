@@ -182,8 +182,10 @@ impl Job<'_> {
     pub fn wait_line(&self, line: &str) -> Result<()> {
         let what = format!("job {} to say \"{line}\"", self.id);
         let said = wait_until(&what, SOON, || {
-            let has = self.output().unwrap_or_default().lines().any(|said| said == line);
-            if !has && !["PENDING", "RUNNING", "CONFIGURING"].contains(&self.state()?.as_str()) {
+            let has_said = || self.output().unwrap_or_default().lines().any(|said| said == line);
+            let has = has_said();
+            // What it says last may come between the look at its output and the look at its state.
+            if !has && !["PENDING", "RUNNING", "CONFIGURING"].contains(&self.state()?.as_str()) && !has_said() {
                 bail!("job {} ended before it said \"{line}\"", self.id);
             }
             Ok(has)
