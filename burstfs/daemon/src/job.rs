@@ -61,8 +61,10 @@ fn reason_left_by_node(comment: &str, restart_count: u32) -> Option<Failure> {
 
 /// When the job's time limit is over; `None` when it has none, or Slurm does not answer.
 pub(crate) async fn end_time(description: &InstanceDescription) -> Option<SystemTime> {
-    let asked = show(description.instance.job_id(), description.slurm_conf.as_deref());
-    parse_end(&tokio::time::timeout(PATIENCE, asked).await.ok().flatten()?)
+    let (id, slurm_conf) = (description.instance.job_id(), description.slurm_conf.clone());
+    // Asked to its end, whoever still waits for it: slurmctld logs an error about a command that is killed in the middle.
+    let asked = async move { tokio::time::timeout(PATIENCE, show(id, slurm_conf.as_deref())).await.ok().flatten() };
+    parse_end(&tokio::spawn(asked).await.ok().flatten()?)
 }
 
 fn parse_end(text: &str) -> Option<SystemTime> {
