@@ -20,6 +20,7 @@ setup: ## install the Debian packages that building and testing need (root)
 	@tests/setup
 
 build: ## build everything in release mode
+	@tests/own-sources
 	$(CARGO) build $(CARGOFLAGS)
 
 install: ## install what was built: PREFIX, SYSCONFDIR, DESTDIR
