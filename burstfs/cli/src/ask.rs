@@ -111,6 +111,11 @@ impl Place {
         Ok(Place { instance, hosts, uid: uid.as_raw() })
     }
 
+    /// The instance.
+    pub(crate) fn instance(&self) -> &InstanceId {
+        &self.instance
+    }
+
     /// The host where the MGS is looked for first.
     pub(crate) fn host(&self) -> &str {
         self.hosts.first().map_or("?", String::as_str)

@@ -10,12 +10,14 @@ mod check;
 mod layout;
 mod notes;
 mod plan;
+mod report;
 mod resume;
 mod selftest;
 mod slurm;
 mod status;
 mod sync;
 mod table;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +51,13 @@ enum Command {
     Status(StatusArgs),
     /// Drains what has changed, for the job's stage_out directives, while the job runs, and waits for it.
     Sync(sync::SyncArgs),
+    /// Waits until a job's input is there, or its output is drained.
+    Wait(wait::WaitArgs),
+    /// Prints the report of a job's drain.
+    Report {
+        /// The job.
+        job: u32,
+    },
     /// Shows or sets where the bytes of files live.
     #[command(subcommand)]
     Layout(layout::LayoutCommand),
@@ -164,6 +173,8 @@ fn run(cli: Cli) -> Result<(), Ending> {
     match cli.command {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
         Command::Sync(args) => sync::run(&args, &load(&cli.config)?),
+        Command::Wait(args) => wait::run(&args, &load(&cli.config)?),
+        Command::Report { job } => report::run(job),
         Command::Layout(command) => layout::run(&command),
         Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
         Command::Plan(args) => plan::run(&args, &load(&cli.config)?),

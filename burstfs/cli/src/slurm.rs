@@ -1,6 +1,7 @@
 //! Which jobs there are, asked of Slurm with its own commands.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::process::Command;
 
 use burstfs_types::hostlist;
@@ -87,6 +88,15 @@ pub(crate) fn finished(id: u32) -> Result<Option<Job>, SlurmError> {
     }
 }
 
+/// Whether the job `id` waits to be started, again or for the first time.
+pub(crate) fn is_pending(id: u32) -> Result<bool, SlurmError> {
+    match run("scontrol", &["--oneliner", "show", "job", &id.to_string()]) {
+        Ok(text) => Ok(text.split_whitespace().any(|word| word == "JobState=PENDING")),
+        Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn parse_shown(id: u32, text: &str) -> Option<Job> {
     let field = |key: &str| text.split_whitespace().find_map(|word| word.strip_prefix(key));
     Some(Job {
@@ -104,6 +114,13 @@ impl Filter {
             && (self.users.is_empty() || self.users.contains(&job.user))
             && (self.hosts.is_empty() || job.hosts.iter().any(|host| self.hosts.contains(host)))
     }
+}
+
+/// Where the job's output goes, and its working directory, as far as Slurm still knows the job.
+pub(crate) fn places(job: u32) -> (Option<PathBuf>, Option<PathBuf>) {
+    let text = run("scontrol", &["show", "job", &job.to_string()]).unwrap_or_default();
+    let line = |key: &str| text.lines().find_map(|line| line.trim_start().strip_prefix(key)).map(PathBuf::from);
+    (line("StdOut="), line("WorkDir="))
 }
 
 /// The value of `ClusterName` in Slurm's configuration.

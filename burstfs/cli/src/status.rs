@@ -48,10 +48,10 @@ fn own_jobs_only() -> Vec<String> {
 }
 
 /// Where to ask, for which job, and what its note says if the instance outlives the job.
-type Asked = (u32, Place, Option<Note>);
+pub(crate) type Asked = (u32, Place, Option<Note>);
 
 /// The instances of `jobs`, and those of users' jobs that are over.
-fn places(jobs: &[Job], filter: &Filter) -> Result<Vec<Asked>, Ending> {
+pub(crate) fn places(jobs: &[Job], filter: &Filter) -> Result<Vec<Asked>, Ending> {
     let mut places = Vec::new();
     if !jobs.is_empty() {
         let cluster = slurm::cluster_name().map_err(|error| Ending::new(Exit::Failure, error))?;

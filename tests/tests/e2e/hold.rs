@@ -140,6 +140,8 @@ fn a_full_destination_holds_the_data_until_there_is_room() -> Result<()> {
             ensure!(receipt.text().contains(words), "no \"{words}\" in {}", receipt.text());
         }
         wait_held(s, &instance)?;
+        let waited = burstfs(s, "ctl", "alice", &format!("wait --drained -j {} --timeout 120", job.id))?;
+        ensure!(waited.status.code() == Some(4) && said(&waited).contains("E403"), "{}", said(&waited));
         let status = said(&burstfs(s, "ctl", "alice", &format!("status -j {}", job.id))?);
         ensure!(status.contains(" HELD ") && status.contains("E403: stage_out: no space left"), "{status}");
         s.allow("uid 7002 is neither the job's user nor root");
@@ -169,6 +171,9 @@ fn a_full_destination_holds_the_data_until_there_is_room() -> Result<()> {
         wait_gone(s, &instance)?;
         let late = burstfs(s, "ctl", "alice", &format!("status -j {}", job.id))?;
         ensure!(late.status.code() == Some(3), "{}", said(&late));
+        // The receipt has the last word.
+        let waited = burstfs(s, "ctl", "alice", &format!("wait --drained -j {}", job.id))?;
+        ensure!(waited.status.success(), "{}", said(&waited));
         Ok(())
     })
 }

@@ -95,7 +95,16 @@ fn a_closed_file_is_drained_continuously() -> Result<()> {
 fn what_has_changed_is_drained_at_intervals() -> Result<()> {
     scenario("interval", |s| {
         let script = format!("echo one > a; for n in $(seq 300); do echo $n > f$n; done\n{}", until("end"));
+        let script = format!("burstfs wait --staged-in; echo \"in $?\"\n{script}");
         let job = submit(s, "when=interval:2s", &script)?;
+        job.wait_line("in 0")?;
+        let as_alice = |command: &str| {
+            let said = s.cluster.try_sh_as("ctl", "alice", &format!("cd {}; {command}", job.dir))?;
+            let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+            Ok::<_, anyhow::Error>((said.status.code(), text))
+        };
+        let early = as_alice(&format!("burstfs wait --drained -j {} --timeout 1", job.id))?;
+        ensure!(early.0 == Some(5), "{early:?}");
         let out = job.file("out");
         wait_until("all files at the target", SOON, || {
             Ok(text(&out.join("f300")) == "300\n" && out.join("a").exists())
@@ -104,6 +113,10 @@ fn what_has_changed_is_drained_at_intervals() -> Result<()> {
         job.wait_success(SOON)?;
         job.receipt()?.ensure_complete()?;
         ensure!(count(&job, "copied")? == 301, "{}", job.receipt()?.text());
+        let waited = as_alice(&format!("burstfs wait --drained -j {}", job.id))?;
+        ensure!(waited.0 == Some(0), "{waited:?}");
+        let report = as_alice(&format!("burstfs report {}", job.id))?;
+        ensure!(report.0 == Some(0) && report.1.trim_end().ends_with("COMPLETE"), "{report:?}");
         Ok(())
     })
 }
