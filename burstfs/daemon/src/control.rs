@@ -25,6 +25,13 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
+    /// One whose words a test hears.
+    #[cfg(test)]
+    pub(crate) fn overheard() -> (Supervisor, mpsc::Receiver<DaemonMessage>) {
+        let (outgoing, said) = mpsc::channel(QUEUE);
+        (Supervisor { outgoing }, said)
+    }
+
     /// Says something. A supervisor that is gone is no error: nobody is left to be told.
     pub(crate) async fn say(&self, message: DaemonMessage) {
         if self.outgoing.send(message).await.is_err() {

@@ -40,6 +40,7 @@ use tokio::sync::mpsc;
 
 use crate::control::{self, Supervisor};
 use crate::directory::{Directory, Seat};
+use crate::durable::Durable;
 use crate::lost::LostNodes;
 use crate::mgs::MgsDriver;
 use crate::node::{self, MountDevice, Node};
@@ -172,6 +173,8 @@ pub(crate) struct Life {
     reporter: Arc<Reporter>,
     /// Nodes that were lost before the job was over everywhere; set once it is.
     lost_before: OnceLock<Vec<NodeIndex>>,
+    /// Set with it, where nothing was lost.
+    durable: OnceLock<Durable>,
     /// This node's part in drains while the job runs; set once it is ready.
     rounds: OnceLock<Follower>,
     /// The deadline that the job is told.
@@ -327,6 +330,7 @@ impl Life {
             advances,
             reporter,
             lost_before: OnceLock::new(),
+            durable: OnceLock::new(),
             rounds: OnceLock::new(),
             drain_deadline: OnceLock::new(),
         })
@@ -428,6 +432,14 @@ impl Life {
     /// Waits for all clients to be gone, drains, and waits for the others to have drained; with the next MGS again, if the
     /// one is lost meanwhile.
     pub(crate) async fn end(&self) -> Result<(), NotDrained> {
+        let ended = self.drained_everywhere().await;
+        if let (Err(_), Some(durable)) = (&ended, self.durable.get()) {
+            durable.finish().await;
+        }
+        ended
+    }
+
+    async fn drained_everywhere(&self) -> Result<(), NotDrained> {
         let directory = &self.node.directory;
         self.supervisor.say(DaemonMessage::State(State::Draining)).await;
         if let Some(rounds) = self.rounds.get() {
@@ -462,14 +474,10 @@ impl Life {
         if directory.has_left(seat.node) {
             return Ok(None);
         }
-        let durable = self.make_durable(gone.lost);
+        self.make_durable(gone.lost);
         let drained = self.drain(seat).await;
         if directory.has_left(seat.node) {
             return Ok(None);
-        }
-        // What a power loss could still take must not be held as if it could not.
-        if let Some(durable) = durable {
-            let _ = durable.await;
         }
         match (seat.mgs(), drained) {
             (Some(mgs), Ok(())) => {
@@ -497,25 +505,20 @@ impl Life {
         self.description.held.is_some() || self.description.drains_alone
     }
 
-    /// The job is over on all nodes, but for those that were `lost`: has what it wrote here written to the disk, beside the
-    /// drain, and says so. Where a node was lost before, nobody can say what is missing, and nothing is said.
-    fn make_durable(&self, lost: Vec<NodeIndex>) -> Option<tokio::task::JoinHandle<()>> {
-        let is_first = self.lost_before.get().is_none();
+    /// The job is over on all nodes, but for those that were `lost`. Where a node was lost before, nobody can say what is missing, and
+    /// nothing is called durable.
+    fn make_durable(&self, lost: Vec<NodeIndex>) {
+        if self.lost_before.get().is_some() {
+            return;
+        }
         let held = self.description.held.as_ref();
         // Nodes that miss an attempt have lost nothing by it.
         let lost = if held.is_some() { Vec::new() } else { lost };
         let is_whole =
             self.lost_before.get_or_init(|| lost).is_empty() && held.is_none_or(|held| held.suspects.is_empty());
-        (is_first && is_whole).then(|| {
-            let (supervisor, data_dir) = (self.supervisor.clone(), self.description.data_dir.clone());
-            tokio::spawn(async move {
-                let synced = tokio::task::spawn_blocking(move || sync_file_system(&data_dir)).await;
-                match synced.map_err(std::io::Error::other).and_then(|synced| synced) {
-                    Ok(()) => supervisor.say(DaemonMessage::Durable).await,
-                    Err(error) => tracing::warn!("what the job wrote may not be on the node's disk: {error}"),
-                }
-            })
-        })
+        if is_whole && self.staging.has_work(Direction::Out) {
+            self.durable.get_or_init(|| Durable::start(self.supervisor.clone(), self.description.data_dir.clone()));
+        }
     }
 
     async fn drain(&self, seat: &Seat) -> Result<(), Kept> {
@@ -702,9 +705,4 @@ async fn stopped(messages: &mut mpsc::Receiver<NodeMessage>) {
 
 fn incomplete(code: Code, reasons: &[String]) -> Failure {
     Failure::new(code, reasons.join("; "))
-}
-
-/// Has all that was written to the file system of `dir` written to its disk.
-fn sync_file_system(dir: &std::path::Path) -> std::io::Result<()> {
-    Ok(rustix::fs::syncfs(std::fs::File::open(dir)?)?)
 }

@@ -8,6 +8,7 @@ mod backing;
 mod check;
 mod control;
 mod directory;
+mod durable;
 #[cfg(test)]
 mod fixture;
 mod held;
