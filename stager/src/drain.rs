@@ -25,11 +25,9 @@ use crate::pfs;
 use crate::settle::{self, Settles, Settling, StillChanged, Watch};
 use crate::spread::is_spread;
 use crate::stream;
+use crate::temporary;
 use crate::tree::{Kind, Meta, Opened};
 
-/// Hexadecimal digits behind `.burstfs-<job>-`: attempt, node, number.
-const SUFFIX_DIGITS: usize = 8 + 4 + 8;
-const NAME_MAX: usize = 255;
 /// From so many files on one `syncfs` takes less time than their syncs.
 const SYNCFS_MIN: usize = 4;
 /// Threads that wait for files to be durable, for one group.
@@ -344,11 +342,7 @@ impl<'a> Drain<'a> {
     }
 
     fn temporary_name(&self, target: &[u8]) -> Vec<u8> {
-        let config = &self.context.config;
-        let number = self.context.temporary_number();
-        let suffix = format!(".burstfs-{}-{:08x}{:04x}{number:08x}", config.job_id, self.attempt, config.node.get());
-        let room = NAME_MAX - 1 - suffix.len();
-        [b".", &target[..target.len().min(room)], suffix.as_bytes()].concat()
+        temporary::name_for(self.context, self.attempt, target)
     }
 
     async fn contents(&self, opened: &Opened, meta: &Meta, target: BorrowedFd<'_>) -> Result<Option<u128>, EntryError> {
@@ -685,19 +679,6 @@ pub(crate) fn permitted(result: Result<(), OsError>, what: &'static str) -> Resu
     }
 }
 
-/// Whether `name` is a temporary of this job, and of which attempt and node.
-fn temporary_of(name: &[u8], job_id: u32) -> Option<(u32, u16)> {
-    let digits_at = name.len().checked_sub(SUFFIX_DIGITS)?;
-    let (head, digits) = name.split_at(digits_at);
-    if !head.starts_with(b".") || !head.ends_with(format!(".burstfs-{job_id}-").as_bytes()) {
-        return None;
-    }
-    let digits = std::str::from_utf8(digits).ok()?;
-    let attempt = u32::from_str_radix(digits.get(..8)?, 16).ok()?;
-    let node = u16::from_str_radix(digits.get(8..12)?, 16).ok()?;
-    Some((attempt, node))
-}
-
 /// Removes temporaries that other attempts of the job left in a directory.
 pub(crate) fn remove_stale(context: &Context, dir: BorrowedFd<'_>, attempt: u32) {
     remove_temporaries(context, dir, |found, _| found != attempt);
@@ -719,23 +700,9 @@ fn remove_temporaries(context: &Context, dir: BorrowedFd<'_>, is_stale: impl Fn(
     let Ok(mut listing) = pfs::Listing::open(dir) else { return };
     while let Ok(Some((name, _))) = listing.next() {
         let is_stale =
-            temporary_of(&name, context.config.job_id).is_some_and(|(attempt, node)| is_stale(attempt, node));
+            temporary::parse(&name, context.config.job_id).is_some_and(|(attempt, node)| is_stale(attempt, node));
         if is_stale && let Err(errno) = pfs::unlink(dir, &name) {
             tracing::debug!(%errno, name = %name.escape_ascii(), "a stale temporary could not be removed");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn temporaries_of_this_job_only() {
-        let name = b".x.burstfs-42-0000000700030000000a";
-        assert_eq!(temporary_of(name, 42), Some((7, 3)));
-        assert_eq!(temporary_of(name, 4), None);
-        assert_eq!(temporary_of(b".x.burstfs-42-short", 42), None);
-        assert_eq!(temporary_of(b"x.burstfs-42-0000000700030000000a", 42), None);
     }
 }

@@ -61,6 +61,7 @@ mod spread;
 mod start;
 mod stream;
 mod survey;
+mod temporary;
 mod tree;
 
 pub use drained::DrainedFiles;
