@@ -58,7 +58,8 @@ impl Fate {
 /// Copies a batch.
 pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt: u32, mut copy: Copy) -> Done {
     let is_drain = context.direction == Direction::Out;
-    if is_drain && let Err(error) = context.journal.began(&copy.dir) {
+    let has_temporaries = is_drain || job.is_shared;
+    if has_temporaries && let Err(error) = context.journal.began(&copy.dir) {
         tracing::warn!(%error, "the stager's journal cannot be written");
     }
     let mut todo: Vec<(Entry, u32)> = std::mem::take(&mut copy.entries).into_iter().map(|entry| (entry, 0)).collect();
@@ -105,6 +106,12 @@ pub(crate) async fn copy(context: &Context, job: &StageJob, number: u16, attempt
     if is_drain && context.round().is_none() {
         journal(context, &copy, &records);
     }
+    if !is_drain
+        && has_temporaries
+        && let Err(error) = context.journal.ended(&copy.dir)
+    {
+        tracing::warn!(%error, "the stager's journal cannot be written");
+    }
     if !rest.is_empty() {
         let copy = Copy { entries: rest, ..copy.clone() };
         done.push_item(place_of_rest(context), &Work { job: number, attempt, step: Step::Copy(copy) });
@@ -137,7 +144,7 @@ async fn round(
             }
             Err(error) => all_failed(entries, &error),
         },
-        Direction::In => match Fill::open(context, job, number, copy) {
+        Direction::In => match Fill::open(context, job, number, attempt, copy) {
             Ok(fill) => rounds(context, copy, entries, async |group| fill.group(group).await).await,
             Err(error) => all_failed(entries, &error),
         },

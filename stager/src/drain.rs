@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use burstfs_proto::stage::Direction;
 use burstfs_types::{ACL_ACCESS, ACL_DEFAULT, Errno, Ino, Layout};
 use tokio::runtime::Handle;
 use xxhash_rust::xxh3::xxh3_128;
@@ -21,6 +22,7 @@ use crate::item::{Copy, Dir, Entry, EntryKind, EntryRecord, EntryState, How, Kep
 use crate::job::{Atomic, StageJob, Update, Verify};
 use crate::journal::{Copied, path_hash};
 use crate::links::{GroupKey, Made};
+use crate::list::READDIR_MAX;
 use crate::pfs;
 use crate::settle::{self, Settles, Settling, StillChanged, Watch};
 use crate::spread::is_spread;
@@ -687,11 +689,35 @@ pub(crate) fn remove_stale(context: &Context, dir: BorrowedFd<'_>, attempt: u32)
 /// Removes this node's own temporaries of an earlier life of its daemon.
 pub(crate) fn remove_leftovers(context: &Context, dirs: &[Dir]) {
     for place in dirs {
-        if let Ok(dir) = pfs::open_below(&place.pfs_root, &place.below) {
-            remove_temporaries(context, dir.as_fd(), |_, node| node == context.config.node.get());
+        match context.direction {
+            Direction::Out => {
+                if let Ok(dir) = pfs::open_below(&place.pfs_root, &place.below) {
+                    remove_temporaries(context, dir.as_fd(), |_, node| node == context.config.node.get());
+                }
+            }
+            Direction::In => context.runtime.block_on(remove_temporaries_in(context, place.ino)),
         }
         if let Err(error) = context.journal.ended(place) {
             tracing::warn!(%error, "the stager's journal cannot be written");
+        }
+    }
+}
+
+/// The same in a directory of the instance.
+async fn remove_temporaries_in(context: &Context, dir: Ino) {
+    let mut cookie = 0;
+    while let Ok(page) = context.tree.readdir(dir, cookie, READDIR_MAX).await {
+        for entry in &page.entries {
+            cookie = entry.cookie;
+            let node = temporary::parse(entry.name.as_bytes(), context.config.job_id).map(|(_, node)| node);
+            if node == Some(context.config.node.get())
+                && let Err(errno) = context.tree.unlink(dir, &entry.name).await
+            {
+                tracing::debug!(%errno, name = %entry.name.as_bytes().escape_ascii(), "a temporary could not be removed");
+            }
+        }
+        if page.is_end || page.entries.is_empty() {
+            return;
         }
     }
 }

@@ -115,7 +115,8 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_cancelled(&self) -> bool {
+    /// Whether it is.
+    pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -241,14 +242,19 @@ impl Engine {
         Ok(Engine { context, leftovers })
     }
 
-    /// Works until the queue says that everything is over.
-    pub async fn run(self, queue: Arc<dyn WorkQueue>) -> Result<(), EngineError> {
+    /// Removes what an earlier life has left half made, and does no work.
+    pub async fn clean(self) {
         let Engine { context, leftovers } = self;
-        let cleaner = context.clone();
-        let cleaned = tokio::task::spawn_blocking(move || drain::remove_leftovers(&cleaner, &leftovers)).await;
+        let cleaned = tokio::task::spawn_blocking(move || drain::remove_leftovers(&context, &leftovers)).await;
         if let Err(error) = cleaned {
             tracing::error!(%error, "removing an earlier life's temporaries panicked");
         }
+    }
+
+    /// Works until the queue says that everything is over.
+    pub async fn run(self, queue: Arc<dyn WorkQueue>) -> Result<(), EngineError> {
+        let Engine { context, leftovers } = self;
+        Engine { context: context.clone(), leftovers }.clean().await;
         let mut work = Loop {
             context,
             queue,

@@ -50,6 +50,9 @@ pub enum EntryError {
     /// Size or times differ before and after reading.
     #[error("the source changed while it was read")]
     Changed,
+    /// Nobody wants it any more.
+    #[error("cancelled")]
+    Cancelled,
     /// Neither file, directory nor link.
     #[error("not a regular file, directory or symbolic link, but a {0}")]
     Special(&'static str),
@@ -110,6 +113,7 @@ impl EntryError {
         match self {
             EntryError::Source { errno, .. } | EntryError::Target { errno, .. } => Some(*errno),
             EntryError::Changed
+            | EntryError::Cancelled
             | EntryError::Special(_)
             | EntryError::LinkLeftOut
             | EntryError::OutsideSource
@@ -127,7 +131,8 @@ impl EntryError {
             EntryError::Special(_)
             | EntryError::LinkLeftOut
             | EntryError::OutsideSource
-            | EntryError::TargetKind { .. } => Again::Never,
+            | EntryError::TargetKind { .. }
+            | EntryError::Cancelled => Again::Never,
         }
     }
 }

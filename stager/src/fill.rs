@@ -1,7 +1,10 @@
 //! Entries from a directory of the PFS, into the instance.
 //!
-//! Files get their name at once: nobody uses the instance before the stage-in is over. One that fails is removed again.
+//! Files get their name at once where nobody uses the instance before the stage-in is over. One that fails is removed again.
 //! The modification time is set last, so that a half-written file never passes for unchanged.
+//!
+//! Where the job's processes are at work meanwhile ([`StageJob::is_shared`]) a file is made under a temporary name, and gets its own
+//! when it is whole. Then nothing is ever replaced: what has a name is an earlier life's copy, or the job's own.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,6 +21,7 @@ use crate::job::{StageJob, Update, Verify};
 use crate::links::{GroupKey, Made};
 use crate::pfs;
 use crate::stream;
+use crate::temporary;
 use crate::tree::{Change, Kind, Meta, Opened};
 
 /// A batch's source directory.
@@ -25,6 +29,7 @@ pub(crate) struct Fill<'a> {
     context: &'a Context,
     job: &'a StageJob,
     number: u16,
+    attempt: u32,
     copy: &'a Copy,
     dir: OwnedFd,
 }
@@ -39,11 +44,12 @@ impl<'a> Fill<'a> {
         context: &'a Context,
         job: &'a StageJob,
         number: u16,
+        attempt: u32,
         copy: &'a Copy,
     ) -> Result<Fill<'a>, EntryError> {
         let dir = pfs::open_below(&copy.dir.pfs_root, &copy.dir.below)
             .map_err(EntryError::source("open the directory of"))?;
-        Ok(Fill { context, job, number, copy, dir })
+        Ok(Fill { context, job, number, attempt, copy, dir })
     }
 
     pub(crate) async fn group(&self, entries: &[Entry]) -> Vec<Fate> {
@@ -94,15 +100,41 @@ impl<'a> Fill<'a> {
             return Ok(Fate::Done(record));
         }
         let wanted = self.context.identity.wanted(&before, self.job.preserve);
-        let opened = self.context.tree.create(self.copy.dir.ino, &name, wanted.mode).await.map_err(target("create"))?;
+        let made = self.made_as(entry, &name)?;
+        let opened = self.context.tree.create(self.copy.dir.ino, &made, wanted.mode).await.map_err(target("create"))?;
         let copied = self.opened(entry, &source, &before, &opened).await;
         let closed = self.context.tree.close(opened.handle).await.map_err(target("close"));
-        let copied = copied.and_then(|record| closed.map(|()| record));
+        let copied = match copied.and_then(|record| closed.map(|()| record)) {
+            Ok(record) if made != name => self.publish(record, &made, &name).await,
+            copied => copied,
+        };
         if copied.is_err() {
             // Best effort: the entry is recorded as failed anyhow.
-            let _ = self.context.tree.unlink(self.copy.dir.ino, &name).await;
+            let _ = self.context.tree.unlink(self.copy.dir.ino, &made).await;
         }
         copied.map(Fate::Done)
+    }
+
+    /// The name under which a file is made that will be `name`.
+    fn made_as(&self, entry: &Entry, name: &Name) -> Result<Name, EntryError> {
+        if !self.job.is_shared {
+            return Ok(name.clone());
+        }
+        let temporary = temporary::name_for(self.context, self.attempt, entry.target_name());
+        Name::new(temporary).map_err(|_| target("create")(Errno::EINVAL))
+    }
+
+    /// Gives a file its name, unless the job has given that to another meanwhile.
+    async fn publish(&self, record: EntryRecord, made: &Name, name: &Name) -> Result<EntryRecord, EntryError> {
+        let (tree, dir) = (&self.context.tree, self.copy.dir.ino);
+        match tree.rename(dir, made, name).await {
+            Ok(()) => Ok(record),
+            Err(Errno::EEXIST) => {
+                tree.unlink(dir, made).await.map_err(target("leave"))?;
+                Ok(EntryRecord { state: EntryState::Unchanged, ..record })
+            }
+            Err(errno) => Err(target("name")(errno)),
+        }
     }
 
     /// All names of a group go to one node, so that it knows the first.
@@ -121,6 +153,10 @@ impl<'a> Fill<'a> {
             Err(Errno::ENOENT) => return Ok(None),
             ino => ino.map_err(target("stat"))?,
         };
+        let unchanged = || Some(record(entry, source, None, EntryState::Unchanged, Kept::default()));
+        if self.job.is_shared {
+            return Ok(unchanged());
+        }
         let there = Meta::from(&tree.getattr(ino).await.map_err(target("stat"))?);
         if there.kind == Kind::Directory {
             return Err(EntryError::TargetKind { found: there.kind.text(), wanted: source.kind.text() });
@@ -130,7 +166,7 @@ impl<'a> Fill<'a> {
             _ => there.looks_like(source),
         };
         if self.job.update == Update::Changed && is_same {
-            return Ok(Some(record(entry, source, None, EntryState::Unchanged, Kept::default())));
+            return Ok(unchanged());
         }
         if there.kind != Kind::File || source.kind != Kind::File || there.nlink > 1 {
             tree.unlink(self.copy.dir.ino, name).await.map_err(target("replace"))?;
@@ -224,7 +260,12 @@ impl<'a> Fill<'a> {
             return Ok(Fate::Done(record));
         }
         let tree = &self.context.tree;
-        let ino = tree.symlink(self.copy.dir.ino, &name, &points_to).await.map_err(target("create"))?;
+        let ino = match tree.symlink(self.copy.dir.ino, &name, &points_to).await {
+            Err(Errno::EEXIST) if self.job.is_shared => {
+                return Ok(Fate::Done(record(entry, &meta, None, EntryState::Unchanged, Kept::default())));
+            }
+            made => made.map_err(target("create"))?,
+        };
         let wanted = self.context.identity.wanted(&meta, self.job.preserve);
         let times = self.job.preserve.times;
         let change = Change {
@@ -265,11 +306,32 @@ impl<'a> Fill<'a> {
             record.not_kept.hardlinks = true;
         } else {
             let name = self.name(entry)?;
-            let ino = self.context.tree.lookup(self.copy.dir.ino, &name).await.map_err(target("stat"))?;
+            let found = self.context.tree.lookup(self.copy.dir.ino, &name).await;
+            if self.job.is_shared && !self.is_ours(found, &record).await? {
+                // The job's own, or gone already: no other name is to lead there.
+                return Ok(Fate::Done(record));
+            }
+            let ino = found.map_err(target("stat"))?;
             let (dir, name) = (self.copy.dir.clone(), entry.target_name().to_vec());
             *made = Some(Made { ino: Some(ino), dir, name, record: record.clone() });
         }
         Ok(Fate::Done(record))
+    }
+
+    /// Whether what was found under a file's name is its copy.
+    async fn is_ours(&self, found: Result<Ino, Errno>, record: &EntryRecord) -> Result<bool, EntryError> {
+        let attr = match found {
+            Ok(ino) => self.context.tree.getattr(ino).await,
+            Err(errno) => Err(errno),
+        };
+        match attr {
+            Ok(attr) => {
+                let there = Meta::from(&attr);
+                Ok(there.kind == Kind::File && (there.size, there.mtime) == (record.size, record.mtime))
+            }
+            Err(Errno::ENOENT | Errno::ESTALE) => Ok(false),
+            Err(errno) => Err(target("stat")(errno)),
+        }
     }
 
     /// Links to the first name. `None` where the instance cannot do that: the contents are copied instead.
@@ -281,6 +343,10 @@ impl<'a> Fill<'a> {
         record.target.clone_from(&entry.target);
         match tree.lookup(dir, &name).await {
             Ok(there) if there == ino => return Ok(Some(Fate::Done(record))),
+            Ok(_) if self.job.is_shared => {
+                record.state = EntryState::Unchanged;
+                return Ok(Some(Fate::Done(record)));
+            }
             Ok(_) => tree.unlink(dir, &name).await.map_err(target("replace"))?,
             Err(Errno::ENOENT) => {}
             Err(errno) => return Err(target("stat")(errno)),
@@ -291,6 +357,12 @@ impl<'a> Fill<'a> {
                 Ok(Some(Fate::Done(record)))
             }
             Err(Errno::EXDEV | Errno::EMLINK | Errno::EPERM | Errno::EOPNOTSUPP) => Ok(None),
+            Err(Errno::EEXIST) if self.job.is_shared => {
+                record.state = EntryState::Unchanged;
+                Ok(Some(Fate::Done(record)))
+            }
+            // The job has removed the first name, and with it the file.
+            Err(Errno::ENOENT | Errno::ESTALE) if self.job.is_shared => Ok(None),
             Err(errno) => Err(target("link")(errno)),
         }
     }

@@ -134,6 +134,9 @@ pub struct StageJob {
     pub preserve: Preserve,
     /// What the drain at the end does (drain only).
     pub at_end: AtEnd,
+    /// The job's processes are at work meanwhile (stage-in only): a file gets its name when it is whole, and what has the name
+    /// already stays, since they may have made it.
+    pub is_shared: bool,
 }
 
 impl StageJob {
@@ -153,6 +156,7 @@ impl StageJob {
             atomic: Atomic::default(),
             preserve: Preserve::ALL,
             at_end: AtEnd::default(),
+            is_shared: false,
         }
     }
 
@@ -255,6 +259,7 @@ impl TryFrom<&burstfs_spec::StageIn> for StageJob {
             atomic: Atomic::None,
             preserve: directive.preserve.into(),
             at_end: AtEnd::default(),
+            is_shared: directive.when == burstfs_spec::StageInWhen::Async,
         })
     }
 }
@@ -278,6 +283,7 @@ impl TryFrom<&burstfs_spec::StageOut> for StageJob {
             atomic: directive.atomic.into(),
             preserve: directive.preserve.into(),
             at_end: if directive.when == burstfs_spec::DrainWhen::Manual { AtEnd::Name } else { AtEnd::Drain },
+            is_shared: false,
         })
     }
 }

@@ -34,6 +34,7 @@
 
 mod batch;
 mod buffer;
+mod coming;
 mod drain;
 mod drained;
 mod engine;
@@ -64,6 +65,7 @@ mod survey;
 mod temporary;
 mod tree;
 
+pub use coming::{Brings, Destination, brings, destination, is_needed_for, not_brought};
 pub use drained::DrainedFiles;
 pub use engine::{Cancel, Config, Engine, EngineError, RetryPolicy, seed, seed_round};
 pub use error::{Cure, EntryError, OsError};

@@ -24,8 +24,8 @@ use crate::item::{
 use crate::job::{SourceType, StageJob};
 use crate::pfs;
 use crate::round::Takes;
-use crate::survey;
 use crate::tree::{Kind, Meta, Page, PageEntry};
+use crate::{survey, temporary};
 
 /// Names of one batch: few, so that a directory of some hundred files is work for all nodes.
 const BATCH_MAX: usize = 128;
@@ -331,7 +331,10 @@ impl<'a> PageWork<'a> {
         };
         let changed = changed_files(self.context, entries).await;
         let choose = |(entry, is_changed): (&PageEntry, bool)| {
-            let is_chosen = selection.concerns(&self.dir.child(entry.name.as_bytes(), entry.ino).instance_path())
+            // A file that input still arrives in is nobody's yet.
+            let is_ours = temporary::parse(entry.name.as_bytes(), self.context.config.job_id).is_some();
+            let is_chosen = !is_ours
+                && selection.concerns(&self.dir.child(entry.name.as_bytes(), entry.ino).instance_path())
                 && match (entry.kind, selection.takes) {
                     (FileKind::Directory, _) => true,
                     (FileKind::Regular | FileKind::Symlink, Takes::Changed) => true,

@@ -229,6 +229,9 @@ pub(crate) async fn copy_in(
             let want = buffer.len().min((end - offset) as usize);
             let piece = &mut buffer[..want];
             context.pace(number, want as u64).await;
+            if context.cancel.is_cancelled() {
+                return Err(EntryError::Cancelled);
+            }
             let got = pfs::read_at(source, offset, piece).map_err(&read)?;
             if got < want {
                 return Err(EntryError::Changed);

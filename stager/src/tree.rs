@@ -117,6 +117,8 @@ pub trait InstanceTree: Send + Sync + 'static {
     async fn symlink(&self, dir: Ino, name: &Name, target: &[u8]) -> Result<Ino, Errno>;
     /// Gives a file another name. EXDEV where that cannot be.
     async fn link(&self, ino: Ino, dir: Ino, name: &Name) -> Result<(), Errno>;
+    /// Gives a file another name in its directory. EEXIST when that is taken: nothing is ever replaced.
+    async fn rename(&self, dir: Ino, name: &Name, new_name: &Name) -> Result<(), Errno>;
     /// Removes a name of something that is no directory.
     async fn unlink(&self, dir: Ino, name: &Name) -> Result<(), Errno>;
 

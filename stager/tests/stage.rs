@@ -5,9 +5,10 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burstfs_proto::stage::Direction;
@@ -26,7 +27,7 @@ impl Place {
         Place { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         fs::create_dir_all(&path).unwrap();
         path
@@ -377,11 +378,11 @@ fn child(name: &str, wrap: &[&str], dir: &Path) -> std::process::Command {
     command
 }
 
-fn child_dir() -> std::path::PathBuf {
+fn child_dir() -> PathBuf {
     std::env::var_os("STAGE_TEST_DIR").expect("run by another test").into()
 }
 
-fn child_drain(attempt: u32, target: &str) -> (Ran, std::path::PathBuf) {
+fn child_drain(attempt: u32, target: &str) -> (Ran, PathBuf) {
     let dir = child_dir();
     let tree = Arc::new(LocalTree::new(&dir.join("instance"), 2));
     let run = Run { nodes: 2, attempt, jobs: vec![out("/", &dir.join(target))], stage_dir: &dir.join("stage") };
@@ -589,6 +590,90 @@ fn throughput() {
                     "{what} {nodes} nodes: cp -a {unsynced:.2?}, and sync {cp:.2?}; drain, verified {drained:.2?}; stage-in {staged:.2?}"
                 );
             }
+        }
+    }
+}
+
+/// What each file has in it, and where each link leads.
+fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let of = |path: PathBuf| {
+        let at = root.join(&path);
+        let bytes = if at.is_symlink() {
+            fs::read_link(at).unwrap().into_os_string().into_encoded_bytes()
+        } else if at.is_file() {
+            fs::read(at).unwrap()
+        } else {
+            return None;
+        };
+        Some((path, bytes))
+    };
+    snapshot(root).into_keys().filter_map(of).collect()
+}
+
+/// A stage-in beside which the job's processes are at work.
+fn bring(place: &Place, attempt: u32, source: &Path, tree: Arc<dyn InstanceTree>) -> Ran {
+    let job = StageJob { is_shared: true, ..job(Direction::In, source, Path::new("/in"), true) };
+    let stage_dir = place.path("stage");
+    runtime().block_on(Run { nodes: 2, attempt, jobs: vec![job], stage_dir: &stage_dir }.go(Direction::In, tree))
+}
+
+#[test]
+fn what_the_job_has_made_is_never_replaced() {
+    let place = Place::new();
+    let (source, instance) = (place.path("source"), place.path("instance"));
+    small_tree(&source);
+    fs::write(source.join("own"), "the source's").unwrap();
+    fs::hard_link(source.join("own"), source.join("own-too")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", source.join("own-link")).unwrap();
+    fs::create_dir_all(instance.join("in")).unwrap();
+    fs::write(instance.join("in/own"), "the job's").unwrap();
+    fs::write(instance.join("in/own-link"), "no link").unwrap();
+    let ran = bring(&place, 1, &source, Arc::new(LocalTree::new(&instance, 2)));
+    assert_eq!(ran.outcome.failure, None);
+    let there = |name: &str| fs::read_to_string(instance.join("in").join(name)).unwrap();
+    assert_eq!(
+        [there("own").as_str(), &there("own-link"), &there("own-too")],
+        ["the job's", "no link", "the source's"]
+    );
+    // Nor is it when all is done once more, as after a restart of the node that hands out the work.
+    fs::write(instance.join("in/own-too"), "changed").unwrap();
+    assert_eq!(bring(&place, 2, &source, Arc::new(LocalTree::new(&instance, 2))).outcome.failure, None);
+    assert_eq!([there("own").as_str(), &there("own-too")], ["the job's", "changed"]);
+    for name in ["own", "own-too", "own-link"] {
+        fs::remove_file(source.join(name)).unwrap();
+        fs::remove_file(instance.join("in").join(name)).unwrap();
+    }
+    let (want, have) = (contents(&source), contents(&instance.join("in")));
+    assert_eq!(want, have);
+}
+
+/// Whichever call fails: a name of the input leads to the whole file, or to nothing, and another attempt brings the rest.
+#[test]
+fn input_that_comes_has_its_name_when_it_is_whole() {
+    let place = Place::new();
+    let source = place.path("source");
+    small_tree(&source);
+    let want = contents(&source);
+    let calls = {
+        let tree = Arc::new(FaultTree::new(LocalTree::new(&place.path("clean"), 2), u64::MAX, 0, Errno::EIO));
+        assert_eq!(bring(&place, 1, &source, tree.clone()).outcome.failure, None);
+        tree.calls()
+    };
+    for (errno, count) in [(Errno::ENOSPC, 1), (Errno::EIO, u64::MAX)] {
+        for from in 1..=calls {
+            let round = Place::new();
+            let instance = round.path("instance");
+            let tree = FaultTree::new(LocalTree::new(&instance, 2), from, count, errno);
+            bring(&round, 1, &source, Arc::new(tree));
+            let have = if instance.join("in").exists() { contents(&instance.join("in")) } else { Default::default() };
+            let is_temporary = |path: &Path| path.to_string_lossy().contains(".burstfs-");
+            for (path, bytes) in have.iter().filter(|(path, _)| !is_temporary(path)) {
+                assert_eq!(want.get(path), Some(bytes), "{errno:?} x {count} from {from}: {path:?}");
+            }
+            assert_eq!(bring(&round, 2, &source, Arc::new(LocalTree::new(&instance, 2))).outcome.failure, None);
+            let mut have = contents(&instance.join("in"));
+            have.retain(|path, _| !is_temporary(path));
+            assert_eq!(have, want, "{errno:?} x {count} from {from}");
         }
     }
 }

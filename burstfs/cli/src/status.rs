@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use burstfs_config::SiteConfig;
 use burstfs_mgs::Note;
-use burstfs_proto::mgs::{InstanceStatus, StageFigures, State, Status};
+use burstfs_proto::mgs::{Input, InstanceStatus, StageFigures, State, Status};
 use burstfs_types::hostlist;
 use nix::unistd::{Uid, User};
 
@@ -104,6 +104,7 @@ fn as_noted(note: Note, host: &str) -> Option<InstanceStatus> {
         capacity: note.capacity,
         used: 0,
         stage_in: StageFigures::default(),
+        input: Input::Complete,
         stage_out: StageFigures::default(),
         transport: String::new(),
         receipt: note.receipt,

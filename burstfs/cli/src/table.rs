@@ -172,6 +172,7 @@ mod tests {
             capacity: 4 << 40,
             used: 1 << 40,
             stage_in: StageFigures { bytes_total: 100, bytes_done: 61, files_total: 2, files_done: 1, files_failed: 0 },
+            input: burstfs_proto::mgs::Input::Complete,
             stage_out: StageFigures::default(),
             transport: "tcp".into(),
             receipt: String::new(),

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use burstfs_config::SiteConfig;
-use burstfs_proto::mgs::{InstanceStatus, State, Status};
+use burstfs_proto::mgs::{Input, InstanceStatus, State, Status};
 
 use crate::ask::{self, AskError};
 use crate::bar::Bar;
@@ -143,7 +143,15 @@ fn staged_in(status: &InstanceStatus, bar: &mut Bar) -> Option<Result<(), Ending
             bar.show(&status.stage_in);
             None
         }
-        State::Ready | State::Draining | State::Drained | State::Held => Some(Ok(())),
+        State::Ready if status.input == Input::Async => {
+            bar.show(&status.stage_in);
+            None
+        }
+        State::Ready | State::Draining | State::Drained | State::Held => Some(match status.input {
+            Input::Complete => Ok(()),
+            Input::Async => Err(Ending::new(Exit::Partial, "the job ended before all of its input was there")),
+            Input::Partial => Err(Ending::new(Exit::Partial, &status.reason)),
+        }),
         State::Failed => Some(Err(Ending::new(Exit::Failure, &status.reason))),
     }
 }

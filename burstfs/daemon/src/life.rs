@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use burstfs_client::fuse::Arrivals;
 use burstfs_net::XidSource;
 use burstfs_node::control::{DaemonMessage, NodeMessage, Progress, State};
 use burstfs_node::description::InstanceDescription;
@@ -38,6 +39,7 @@ use burstfs_stager::{Cancel, Cure};
 use burstfs_types::{Code, Failure, NodeIndex};
 use tokio::sync::mpsc;
 
+use crate::arrivals::Arriving;
 use crate::control::{self, Supervisor};
 use crate::directory::{Directory, Seat};
 use crate::durable::Durable;
@@ -47,7 +49,7 @@ use crate::node::{self, MountDevice, Node};
 use crate::rounds::Follower;
 use crate::staging::{self, Conclusion, Staging};
 use crate::succession::Succession;
-use crate::{held, job, limit, note};
+use crate::{arrivals, held, job, limit, note};
 
 /// Between two reports to the MGS and the supervisor.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -179,6 +181,8 @@ pub(crate) struct Life {
     rounds: OnceLock<Follower>,
     /// The deadline that the job is told.
     drain_deadline: OnceLock<u64>,
+    /// This node's part in bringing input while the job runs; set once it is ready.
+    arriving: OnceLock<Arriving>,
 }
 
 async fn start(
@@ -238,12 +242,13 @@ async fn begin(
     device: Option<MountDevice>,
     supervisor: &Supervisor,
 ) -> Result<Life, Failure> {
+    let life = Life::of(description, node, supervisor).await?;
+    let arrivals = arrivals::expected(&life.staging, &life.node.directory);
     if let Some(device) = device {
-        let session = node.serve(device, &description).await?;
+        let session = life.node.serve(device, &life.description, arrivals.clone()).await?;
         tokio::spawn(async move { tracing::info!("FUSE session: {:?}", session.ended().await) });
     }
-    let life = Life::of(description, node, supervisor).await?;
-    life.stage_in().await?;
+    life.stage_in(arrivals).await?;
     tokio::spawn(life.succession().watch());
     tokio::spawn({
         let staging = life.staging.clone();
@@ -333,6 +338,7 @@ impl Life {
             durable: OnceLock::new(),
             rounds: OnceLock::new(),
             drain_deadline: OnceLock::new(),
+            arriving: OnceLock::new(),
         })
     }
 
@@ -340,8 +346,8 @@ impl Life {
         NodeIndex::new(self.description.node_index)
     }
 
-    /// Copies the input in, and waits until all nodes have.
-    async fn stage_in(&self) -> Result<(), Failure> {
+    /// Copies the input in, and waits until all nodes have. What comes while the job runs begins to.
+    async fn stage_in(&self, arrivals: Option<Arc<Arrivals>>) -> Result<(), Failure> {
         let directory = &self.node.directory;
         if self.staging.has_work(Direction::In) && !self.has_been_ready().await {
             self.supervisor.say(DaemonMessage::State(State::StagingIn)).await;
@@ -361,12 +367,21 @@ impl Life {
             }
             self.reporter.tell().await;
         }
+        if arrivals.is_some() && directory.seat().mgs().is_some_and(|mgs| !mgs.has_arrived()) {
+            arrivals::prepare(&self.description, &self.staging, &self.node.fs).await?;
+        }
         if let Some(mgs) = directory.seat().mgs().filter(|mgs| mgs.drain_deadline().is_none()) {
             mgs.set_drain_deadline(limit::told(&self.description, self.staging.directives()).await);
         }
         let passed = directory.barrier(self.own(), Phase::StagedIn, || self.advance()).await?;
         if let Some(deadline) = passed.drain_deadline {
             self.drain_deadline.get_or_init(|| deadline);
+        }
+        if let Some(arrivals) = arrivals {
+            let (staging, directory) = (self.staging.clone(), directory.clone());
+            let fs = &self.node.fs;
+            let arriving = Arriving::start(self.description.clone(), staging, directory, fs, arrivals).await?;
+            self.arriving.get_or_init(|| arriving);
         }
         self.supervisor.say(DaemonMessage::State(State::Ready)).await;
         Ok(())
@@ -388,12 +403,17 @@ impl Life {
             ("BURSTFS_INSTANCE".to_owned(), description.instance.to_string()),
             ("BURSTFS_CAPACITY_BYTES".to_owned(), capacity.to_string()),
             ("BURSTFS_SERVERS".to_owned(), staging::servers(description)),
-            ("BURSTFS_STAGE_IN".to_owned(), "complete".to_owned()),
+            ("BURSTFS_STAGE_IN".to_owned(), self.input().to_owned()),
         ]);
         environment.extend(foreign_variables(&description.spec.create, &mount));
         let deadline = self.drain_deadline.get().map(|at| ("BURSTFS_DRAIN_DEADLINE".to_owned(), at.to_string()));
         environment.extend(deadline);
         environment
+    }
+
+    /// Whether the input is there when the script starts.
+    fn input(&self) -> &'static str {
+        if self.staging.arriving().is_empty() { "complete" } else { "async" }
     }
 
     /// From ready to the end.
@@ -445,6 +465,10 @@ impl Life {
         if let Some(rounds) = self.rounds.get() {
             rounds.stop(&self.node.directory).await;
         }
+        if let Some(arriving) = self.arriving.get() {
+            arriving.stop(directory).await;
+        }
+        self.staging.clear_arrivals().await;
         // A node on the way may be gone already; then what is remembered must do.
         let _ = tokio::time::timeout(REPORT_INTERVAL, self.staging.remember_sources()).await;
         let ended = loop {

@@ -4,6 +4,7 @@
 //! `/dev/fuse` at 4 and the broker of backing ids at 5. Wires the roles of this node together and takes them through the instance's life ([`life`]). Takes no
 //! arguments and reads no configuration: the supervisor's first message says everything.
 
+mod arrivals;
 mod backing;
 mod check;
 mod control;

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_mgs::{Identity, JoinRefused, Mgs, Queue, Silence};
-use burstfs_proto::mgs::{Barrier, Conclusion, MgsReply, MgsRequest, News, StageFigures, State, WaitMap, Waited};
+use burstfs_proto::mgs::{
+    AwaitArrivals, Barrier, Conclusion, Hasten, MgsReply, MgsRequest, News, StageFigures, State, WaitMap, Waited,
+};
 use burstfs_proto::service::Caller;
 use burstfs_proto::stage::{AwaitRound, Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
 use burstfs_types::{Errno, Failure, NodeIndex};
@@ -28,6 +30,8 @@ use crate::rounds::Book;
 const LONG_POLL_MAX: Duration = Duration::from_secs(20);
 /// In the MGS's directory.
 const STATE_FILE: &str = "state.json";
+/// The number of the queue of the stage-in that goes on while the job runs.
+pub(crate) const ARRIVALS: u64 = 1;
 /// The most items of one answer.
 const ITEMS_MAX: u32 = 256;
 
@@ -148,6 +152,14 @@ impl MgsDriver {
             }
             MgsRequest::AskDrain(ask) => Ok(MgsReply::AskDrain(self.ask_drain(ask))),
             MgsRequest::AwaitDrain(request) => Ok(MgsReply::AwaitDrain(self.await_drain(request).await)),
+            MgsRequest::AwaitArrivals(AwaitArrivals { known, wait_ms }) => {
+                let news = self.look_for(wait_ms, || self.lock().arrival_news(known)).await;
+                Ok(MgsReply::AwaitArrivals(news.unwrap_or_default()))
+            }
+            MgsRequest::Hasten(Hasten { path }) => {
+                self.hasten(&path);
+                Ok(MgsReply::Hasten(()))
+            }
             // Of all targets, which the MGS does not know: `crate::check` answers.
             MgsRequest::Check(_) => Err(Errno::EPROTO),
         }
@@ -190,6 +202,40 @@ impl MgsDriver {
         self.seed_queue((direction, 0), items, sink);
     }
 
+    /// Starts the work of the stage-in that goes on while the job runs.
+    pub(crate) fn seed_arrivals(&self, items: Vec<Item>, sink: Arc<dyn StageSink>) {
+        self.change(Mgs::expect_arrivals);
+        self.seed_queue((Direction::In, ARRIVALS), items, sink);
+    }
+
+    /// These paths of the instance will not come.
+    pub(crate) fn fail_arrivals(&self, paths: Vec<Vec<u8>>) {
+        self.change(|mgs| mgs.fail_arrivals(paths));
+    }
+
+    /// The stage-in that goes on while the job runs is over.
+    pub(crate) fn end_arrivals(&self, failure: Option<Failure>) {
+        self.change(|mgs| mgs.end_arrivals(failure));
+    }
+
+    /// Whether it is.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.lock().has_arrived()
+    }
+
+    /// Drops its work: whoever takes from it hears that it is over.
+    pub(crate) fn drop_arrivals(&self) {
+        self.lock_stages().queues.remove(&(Direction::In, ARRIVALS));
+        self.wake();
+    }
+
+    /// What has to be done for `path` to arrive comes next.
+    fn hasten(&self, path: &[u8]) {
+        if let Some(stage) = self.lock_stages().queues.get_mut(&(Direction::In, ARRIVALS)) {
+            stage.queue.hasten(|item| burstfs_stager::is_needed_for(item, path));
+        }
+    }
+
     /// Starts the work of a round of draining.
     pub(crate) fn begin_round(&self, number: u64, items: Vec<Item>, sink: Arc<dyn StageSink>) {
         self.seed_queue((Direction::Out, number), items, sink);
@@ -219,7 +265,7 @@ impl MgsDriver {
 
     /// Drops the work of all rounds: whoever takes from it hears that it is over.
     pub(crate) fn drop_rounds(&self) {
-        self.lock_stages().queues.retain(|(_, round), _| *round == 0);
+        self.lock_stages().queues.retain(|(direction, round), _| *direction == Direction::In || *round == 0);
         self.wake();
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use burstfs_client::fs::{ClientFs, Node as ClientNode, RemoteNode, Targets as ClientTargets};
-use burstfs_client::fuse::{self, FuseConfig, FuseSession, Passthrough};
+use burstfs_client::fuse::{self, Arrivals, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::{Identity as InstanceIdentity, Mgs};
 use burstfs_net::{
@@ -227,6 +227,7 @@ impl Node {
         &self,
         mount: MountDevice,
         description: &InstanceDescription,
+        arrivals: Option<Arc<Arrivals>>,
     ) -> Result<FuseSession, Failure> {
         let config = Memory::of(description).fuse();
         let (fs, runtime) = (self.fs.clone(), tokio::runtime::Handle::current());
@@ -237,8 +238,8 @@ impl Node {
                 None
             }
         });
-        let session =
-            tokio::task::spawn_blocking(move || fuse::serve(fs, mount.device, config, passthrough, runtime)).await;
+        let serve = move || fuse::serve(fs, mount.device, config, passthrough, arrivals, runtime);
+        let session = tokio::task::spawn_blocking(serve).await;
         let served = session.map_err(std::io::Error::other).and_then(|session| session);
         served.map_err(|error| Failure::new(Code::MountFailed, format!("the kernel's FUSE: {error}")))
     }

@@ -2,23 +2,23 @@
 //! on node 0 the ledger.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 use burstfs_client::fs::{ClientFs, Credentials};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::mgs::StageFigures;
 use burstfs_proto::stage::{Direction, Item};
-use burstfs_spec::{JobSpec, StageOut};
+use burstfs_spec::{JobSpec, StageInWhen, StageOut};
 use burstfs_stager::{
     Cancel, Config, DrainedFiles, Engine, Header, Ledger, Occasion, Outcome, Progress, RetryPolicy, RoundPlan,
-    StageJob, seed,
+    StageJob, not_brought, seed,
 };
 use burstfs_types::{Code, Failure, NodeIndex, hostlist};
 
 use crate::directory::{Directory, Seat, Work};
 use crate::job;
-use crate::mgs::{MgsDriver, StageSink};
+use crate::mgs::{ARRIVALS, MgsDriver, StageSink};
 use crate::tree::Tree;
 
 /// Items that one node works on at a time.
@@ -84,11 +84,66 @@ impl Staging {
         all
     }
 
-    /// Whether the job asked for this direction.
+    /// Whether the job asked for this direction, before it starts or after it has ended.
     pub(crate) fn has_work(&self, direction: Direction) -> bool {
         match direction {
-            Direction::In => !self.spec.stage_in.is_empty(),
+            Direction::In => self.spec.stage_in.iter().any(|stage| stage.when == StageInWhen::Before),
             Direction::Out => !self.spec.stage_out.is_empty(),
+        }
+    }
+
+    /// The input that comes while the job runs.
+    pub(crate) fn arriving(&self) -> Vec<StageJob> {
+        let directives = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Async);
+        // Their variables were replaced at the start, or it would have failed.
+        directives.filter_map(|stage| StageJob::try_from(stage).ok()).collect()
+    }
+
+    /// Does this node's part of the stage-in that goes on while the job runs, until the queue at `seat` is over. Where the MGS is, tells it how
+    /// that ended, and returns why not all has come.
+    pub(crate) async fn work_on_arrivals(&self, seat: Seat, cancel: Cancel) -> Result<Option<Failure>, Failure> {
+        let jobs = self.arriving();
+        let ledger = match seat.mgs() {
+            Some(mgs) => Some((mgs.clone(), self.begin_arrivals(mgs, &jobs)?)),
+            None => None,
+        };
+        let (direction, progress) = (Direction::In, self.progress_in.clone());
+        let effort = Effort { direction, round: ARRIVALS, occasion: Occasion::Alone, jobs, progress };
+        let worked = self.work(effort, seat, cancel.clone()).await;
+        let Some((mgs, ledger)) = ledger else { return worked.map(|()| None) };
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        let mut problems: Vec<String> = mgs.lost().into_iter().map(|node| self.lost(node)).collect();
+        problems.extend(worked.err().map(|failure| failure.to_string()));
+        let Outcome { is_complete, failure, reasons, .. } = ledger.finish(self.tree.clone(), &problems).await;
+        let failure = failure.or_else(|| (!is_complete).then(|| Failure::new(Code::StageInFailed, reasons.join("; "))));
+        mgs.end_arrivals(failure.clone());
+        Ok(failure)
+    }
+
+    fn begin_arrivals(&self, mgs: &Arc<MgsDriver>, jobs: &[StageJob]) -> Result<Arc<Ledger>, Failure> {
+        let job_id = self.description.instance.job_id();
+        let ledger = Ledger::create(&self.stage_dir, Direction::In, jobs.to_vec(), job_id)
+            .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        let ledger = Arc::new(ledger);
+        let sink = ArrivalSink { ledger: ledger.clone(), mgs: Arc::downgrade(mgs) };
+        mgs.seed_arrivals(seed(&ledger, attempt()), Arc::new(sink));
+        Ok(ledger)
+    }
+
+    /// Removes what of the input that comes while the job runs is half there on account of this node: nobody brings the rest any
+    /// more.
+    pub(crate) async fn clear_arrivals(&self) {
+        let jobs = self.arriving();
+        if jobs.is_empty() {
+            return;
+        }
+        let config = self.config(Occasion::Alone, None);
+        let engine = Engine::open(Direction::In, jobs, self.tree.clone(), config, Arc::default(), Cancel::default());
+        match engine {
+            Ok(engine) => engine.clean().await,
+            Err(error) => tracing::warn!("files that came in may be half there: {error}"),
         }
     }
 
@@ -186,17 +241,7 @@ impl Staging {
         let Effort { direction, round, occasion, jobs, progress } = effort;
         let drained = self.rounds().drained.clone().filter(|_| direction == Direction::Out);
         let node = NodeIndex::new(self.description.node_index);
-        let config = Config {
-            node,
-            nodes: u16::try_from(self.description.nodes.len()).unwrap_or(u16::MAX),
-            job_id: self.description.instance.job_id(),
-            workers: WORKERS,
-            stage_dir: self.stage_dir.clone(),
-            mount: self.description.mount.as_os_str().as_encoded_bytes().to_vec(),
-            retry: RetryPolicy::default(),
-            occasion,
-            drained,
-        };
+        let config = self.config(occasion, drained);
         let code = match direction {
             Direction::In => Code::StageInFailed,
             Direction::Out => Code::DrainIncomplete,
@@ -210,9 +255,26 @@ impl Staging {
         engine.run(Arc::new(queue)).await.map_err(|error| failed(&error))
     }
 
+    fn config(&self, occasion: Occasion, drained: Option<Arc<DrainedFiles>>) -> Config {
+        Config {
+            node: NodeIndex::new(self.description.node_index),
+            nodes: u16::try_from(self.description.nodes.len()).unwrap_or(u16::MAX),
+            job_id: self.description.instance.job_id(),
+            workers: WORKERS,
+            stage_dir: self.stage_dir.clone(),
+            mount: self.description.mount.as_os_str().as_encoded_bytes().to_vec(),
+            retry: RetryPolicy::default(),
+            occasion,
+            drained,
+        }
+    }
+
     fn jobs(&self, direction: Direction) -> Result<Vec<StageJob>, Failure> {
         let jobs = match direction {
-            Direction::In => self.spec.stage_in.iter().map(StageJob::try_from).collect::<Result<_, _>>(),
+            Direction::In => {
+                let before = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before);
+                before.map(StageJob::try_from).collect::<Result<_, _>>()
+            }
             Direction::Out => self.spec.stage_out.iter().map(StageJob::try_from).collect(),
         };
         jobs.map_err(|error: burstfs_spec::SpecError| error.failure())
@@ -280,6 +342,32 @@ impl StageSink for Sink {
 
     fn undoable(&self, _direction: Direction, items: Vec<Item>) {
         self.0.give_up(&items, "its node was lost");
+    }
+}
+
+/// As [`Sink`], which also tells the MGS what will not come.
+struct ArrivalSink {
+    ledger: Arc<Ledger>,
+    /// It holds the queue, which holds this.
+    mgs: Weak<MgsDriver>,
+}
+
+impl ArrivalSink {
+    fn tell(&self, paths: Vec<Vec<u8>>) {
+        if let Some(mgs) = self.mgs.upgrade().filter(|_| !paths.is_empty()) {
+            mgs.fail_arrivals(paths);
+        }
+    }
+}
+
+impl StageSink for ArrivalSink {
+    fn records(&self, _direction: Direction, records: Vec<Vec<u8>>) {
+        self.ledger.accept(&records);
+        self.tell(not_brought(&records));
+    }
+
+    fn undoable(&self, _direction: Direction, items: Vec<Item>) {
+        self.ledger.give_up(&items, "its node was lost");
     }
 }
 

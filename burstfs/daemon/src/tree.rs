@@ -13,7 +13,7 @@ use burstfs_client::fs::{
     AttrChange, ClientFs, Credentials, FsError, NewFile, OpenFile, Opened as ClientOpened, PlusEntry, PlusListing,
     WriteData,
 };
-use burstfs_proto::mds::{SetTime, XattrMode};
+use burstfs_proto::mds::{RenameMode, SetTime, XattrMode};
 use burstfs_proto::oss::SeekTarget;
 use burstfs_stager::{Change, ChangeState, Extent, InstanceTree, Opened, Page, PageEntry, Space, TreeHandle};
 use burstfs_types::{Attr, Errno, Ino, Layout, Name, NodeIndex, ReadyMade};
@@ -174,6 +174,11 @@ impl InstanceTree for Tree {
 
     async fn link(&self, ino: Ino, dir: Ino, name: &Name) -> Result<(), Errno> {
         self.fs.link(ino, dir, name.as_bytes()).await.map(drop).map_err(errno)
+    }
+
+    async fn rename(&self, dir: Ino, name: &Name, new_name: &Name) -> Result<(), Errno> {
+        let (from, to) = ((dir, name.as_bytes()), (dir, new_name.as_bytes()));
+        self.fs.rename(from, to, RenameMode::NoReplace).await.map_err(errno)
     }
 
     async fn unlink(&self, dir: Ino, name: &Name) -> Result<(), Errno> {

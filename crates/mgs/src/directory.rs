@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 
 use burstfs_proto::mgs::{
-    BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, Phase, Report, StageFigures, State, Waited,
+    ArrivalNews, BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, Phase, Report, StageFigures, State,
+    Waited,
 };
 use burstfs_types::{Code, Failure, NodeIndex, hostlist};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::arrivals::Arrivals;
 use crate::holding::Holding;
 
 /// What does not change in an instance's life.
@@ -69,6 +71,8 @@ pub struct Mgs {
     conclusion: Option<Conclusion>,
     #[serde(default)]
     drain_deadline: Option<u64>,
+    #[serde(default)]
+    arrivals: Arrivals,
     /// Of an MGS in a later life, which is not kept: each begins anew.
     #[serde(skip)]
     pub(crate) holding: Option<Holding>,
@@ -87,6 +91,7 @@ impl Mgs {
             failure: None,
             conclusion: None,
             drain_deadline: None,
+            arrivals: Arrivals::default(),
             holding: None,
             version: 0,
         }
@@ -269,6 +274,31 @@ impl Mgs {
         self.drain_deadline
     }
 
+    /// Input comes while the job runs.
+    pub fn expect_arrivals(&mut self) {
+        self.version += u64::from(self.arrivals.expect());
+    }
+
+    /// These paths of the instance will not come.
+    pub fn fail_arrivals(&mut self, paths: Vec<Vec<u8>>) {
+        self.version += u64::from(self.arrivals.add_failed(paths));
+    }
+
+    /// All that comes is there; `failure` says why that is not all there should be.
+    pub fn end_arrivals(&mut self, failure: Option<Failure>) {
+        self.version += u64::from(self.arrivals.end(failure));
+    }
+
+    /// Whether all input that comes while the job runs is there.
+    pub fn has_arrived(&self) -> bool {
+        self.arrivals.is_over()
+    }
+
+    /// What has become of that input, for somebody who knows of so many paths that did not come.
+    pub fn arrival_news(&self, known: u64) -> Option<ArrivalNews> {
+        self.arrivals.news(known)
+    }
+
     /// How the drain ended. The first word stays.
     pub fn conclude(&mut self, conclusion: Conclusion) {
         if self.conclusion.is_none() {
@@ -331,6 +361,7 @@ impl Mgs {
             capacity: self.identity.capacity,
             used: self.reports().map(|report| report.used).fold(0, u64::saturating_add),
             stage_in: sum(self.reports().map(|report| report.stage_in)),
+            input: self.arrivals.input(),
             stage_out: sum(self.reports().map(|report| report.stage_out)),
             transport: self.transport(),
             receipt: self.identity.receipt.clone(),
@@ -359,7 +390,9 @@ impl Mgs {
 
     fn reason(&self) -> String {
         let held = self.kept().filter(|_| self.state() == State::Held).map(|kept| kept.failure.to_string());
-        self.failure.as_ref().map(Failure::to_string).or(held).or_else(|| self.lost_words()).unwrap_or_default()
+        let arrivals = || self.arrivals.failure().map(Failure::to_string);
+        let failure = self.failure.as_ref().map(Failure::to_string).or(held);
+        failure.or_else(|| self.lost_words()).or_else(arrivals).unwrap_or_default()
     }
 
     fn lost_words(&self) -> Option<String> {

@@ -17,6 +17,7 @@
 //! Invariants: a failure before READY is final and reaches every node; after READY nothing fails the instance. A barrier
 //! that was passed stays passed. The map's generation rises with every change of an address.
 
+mod arrivals;
 mod deadline;
 mod directory;
 mod holding;

@@ -131,6 +131,14 @@ impl Queue {
         self.taken.is_empty() && self.waiting.values().all(VecDeque::is_empty)
     }
 
+    /// What waits and `is_wanted` is given before all else that waits at its place.
+    pub fn hasten(&mut self, is_wanted: impl Fn(&Item) -> bool) {
+        for waiting in self.waiting.values_mut() {
+            let (first, rest): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|(_, item)| is_wanted(item));
+            waiting.extend(first.into_iter().chain(rest));
+        }
+    }
+
     /// Whether there is something for `node`.
     pub fn has_work_for(&self, node: NodeIndex) -> bool {
         [Some(node), None].iter().any(|place| self.waiting.get(place).is_some_and(|waiting| !waiting.is_empty()))
@@ -186,6 +194,15 @@ mod tests {
         assert_eq!(queue.take(node(1), 1, 9).len(), 2);
         taken.iter().for_each(|(id, _)| assert!(queue.finish(*id)));
         assert_eq!(queue.take(node(0), 1, 9).len(), 2, "who has finished his may have what nobody takes");
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_given_first() {
+        let mut queue = Queue::new(1, 1);
+        queue.push((1..5).map(|body| item(None, body)).collect());
+        queue.hasten(|item| item.body[0] > 2 && item.body[0] != 4);
+        let order: Vec<u8> = queue.take(node(0), 1, 9).iter().map(|(_, item)| item.body[0]).collect();
+        assert_eq!(order, [3, 1, 2, 4]);
     }
 
     #[test]

@@ -30,6 +30,10 @@ rpcs! {
     0x0311 Idempotent AskDrain(AskDrain) -> Option<u64>;
     /// How a round is (long poll for its end).
     0x0312 ReadOnly AwaitDrain(AwaitDrain) -> RoundState;
+    /// What has become of input that comes while the job runs (long poll for news).
+    0x0313 ReadOnly AwaitArrivals(AwaitArrivals) -> ArrivalNews;
+    /// Somebody waits for input that comes while the job runs: it is to be brought next.
+    0x0314 Idempotent Hasten(Hasten) -> ();
 }
 
 /// A node's registration.
@@ -166,6 +170,46 @@ pub struct StageFigures {
     pub files_done: u64,
     /// Entries that failed.
     pub files_failed: u64,
+}
+
+/// Waits for news of input that comes while the job runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AwaitArrivals {
+    /// How many paths that did not come the caller knows.
+    pub known: u64,
+    /// Waits so long, milliseconds.
+    pub wait_ms: u32,
+}
+
+/// What has become of input that comes while the job runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ArrivalNews {
+    /// Paths of the instance that will not come, those that the caller knows left out; some thousands at most.
+    pub failed: Vec<Vec<u8>>,
+    /// All that comes is there, on all nodes.
+    pub is_over: bool,
+    /// Something did not come that is not among the paths.
+    pub is_unnamed: bool,
+}
+
+/// Wants input brought next.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hasten {
+    /// A path of the instance; of a directory with all that is in it, with a slash at its end.
+    pub path: Vec<u8>,
+}
+
+/// Whether the input is there, as `BURSTFS_STAGE_IN` has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// All of it, or there is none, or it is brought before the job starts.
+    #[default]
+    Complete,
+    /// It comes while the job runs.
+    Async,
+    /// Some of it did not come.
+    Partial,
 }
 
 /// Asks for a round of draining.
@@ -308,6 +352,8 @@ pub struct InstanceStatus {
     pub used: u64,
     /// Stage-in over all nodes.
     pub stage_in: StageFigures,
+    /// Whether what is staged in is there.
+    pub input: Input,
     /// Drain over all nodes.
     pub stage_out: StageFigures,
     /// What the nodes talk over: `rdma`, `tcp`, or `rdma, tcp on` those that have only that.

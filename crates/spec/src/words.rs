@@ -172,7 +172,9 @@ words! {
         /// All of it before the job's script starts.
         #[default]
         Before = "before",
-    } later [Later::Word("async")]
+        /// While the script runs: what is opened before it has arrived is waited for, and brought first.
+        Async = "async",
+    } later []
 
     /// What a failed stage-in does.
     StageInOnError {

@@ -187,7 +187,7 @@ fn what_is_not_built_is_refused_as_such() {
     for verb in ["stage_in", "stage_out"] {
         refused(&[&format!("{verb} source=/a destination=/b on_error=warn")], Code::NotBuiltYet, "warn");
     }
-    refused(&["stage_in source=/a destination=/b when=async"], Code::NotBuiltYet, "async");
+    refused(&["stage_in source=/a destination=/b when=later"], Code::BadValue, "later");
     for (item, marked) in [("on=success", "success"), ("on=failure", "failure")] {
         refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
     }

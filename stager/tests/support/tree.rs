@@ -205,6 +205,12 @@ impl InstanceTree for LocalTree {
         fs::hard_link(self.path(ino)?, self.child(dir, name)?).map_err(errno)
     }
 
+    async fn rename(&self, dir: Ino, name: &Name, new_name: &Name) -> Result<(), Errno> {
+        let (from, to) = (self.child(dir, name)?, self.child(dir, new_name)?);
+        // As with NOREPLACE: a second link fails where the name is taken.
+        fs::hard_link(&from, to).and_then(|()| fs::remove_file(from)).map_err(errno)
+    }
+
     async fn unlink(&self, dir: Ino, name: &Name) -> Result<(), Errno> {
         fs::remove_file(self.child(dir, name)?).map_err(errno)
     }
@@ -389,6 +395,11 @@ impl InstanceTree for FaultTree {
     async fn link(&self, ino: Ino, dir: Ino, name: &Name) -> Result<(), Errno> {
         self.step()?;
         self.inner.link(ino, dir, name).await
+    }
+
+    async fn rename(&self, dir: Ino, name: &Name, new_name: &Name) -> Result<(), Errno> {
+        self.step()?;
+        self.inner.rename(dir, name, new_name).await
     }
 
     async fn unlink(&self, dir: Ino, name: &Name) -> Result<(), Errno> {

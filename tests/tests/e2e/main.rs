@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod arrivals;
 mod cancel;
 mod data;
 mod hold;

@@ -13,7 +13,7 @@ use burstfs_net::RpcError;
 use burstfs_proto::locks::{Lock, LockRange};
 use burstfs_proto::mds::XattrMode;
 use burstfs_proto::oss::SeekTarget;
-use burstfs_types::{ACL_ACCESS, Attr, Errno};
+use burstfs_types::{ACL_ACCESS, Attr, Errno, Ino};
 use fuser::{
     BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
@@ -24,13 +24,14 @@ use tokio::runtime::Handle as RuntimeHandle;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::arrivals::Arrivals;
 use super::callers::Caller;
 use super::convert::{self, BLOCK_BYTES, Blocks};
 use super::handles::{Handle, Handles};
 use super::passthrough::{Io, Passthrough, Table, Use, Wish};
 use super::run::Runner;
 use super::session::FuseConfig;
-use super::signals::signalled;
+use super::signals::{killed, signalled};
 use crate::fs::{
     AttrChange, ClientFs, Credentials, FallocateRange, FsError, Listed, NewFile, NewSpecial, Opened, RemoteError,
     WriteData,
@@ -76,6 +77,7 @@ pub(super) struct Core {
     handles: Handles,
     runner: Runner,
     passthrough: Option<Arc<Table>>,
+    arrivals: Option<Arc<Arrivals>>,
     /// Ends the waits of processes that the kernel has let go.
     is_over: watch::Sender<bool>,
 }
@@ -85,6 +87,7 @@ impl Core {
         fs: Arc<ClientFs>,
         config: FuseConfig,
         passthrough: Option<Passthrough>,
+        arrivals: Option<Arc<Arrivals>>,
         runtime: RuntimeHandle,
     ) -> Core {
         let runner = Runner::new(runtime, config.operations_max, config.bulk_bytes_max);
@@ -93,6 +96,7 @@ impl Core {
             handles: Handles::default(),
             runner,
             passthrough: passthrough.map(Table::new),
+            arrivals,
             is_over: watch::Sender::new(false),
         }
     }
@@ -115,6 +119,44 @@ impl Core {
         // First, since the close may remove the object.
         drop(passed);
         self.fs.close(&file).await
+    }
+
+    /// Completes with `signal`, or when the session is over: nobody waits for an answer then.
+    async fn interrupted(&self, signal: impl Future<Output = ()>) {
+        let mut is_over = self.is_over.subscribe();
+        tokio::select! {
+            () = signal => {}
+            _ = is_over.wait_for(|is_over| *is_over) => {}
+        }
+    }
+
+    /// What `name` in `parent` is, once that can be said: input may be on its way there.
+    async fn lookup(&self, parent: Ino, name: &[u8], thread: u32) -> Result<Attr, FsError> {
+        let look = || self.fs.lookup(parent, name);
+        match &self.arrivals {
+            Some(arrivals) => arrivals.lookup((parent, name), look, self.interrupted(killed(thread))).await,
+            None => look().await,
+        }
+    }
+
+    /// Waits until no more input comes into the directory.
+    async fn settled(&self, dir: Ino, thread: u32) -> Result<(), FsError> {
+        match &self.arrivals {
+            Some(arrivals) => arrivals.settled(dir, self.interrupted(killed(thread))).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same for what has the name `name` in `parent`, if that is a directory: before it is removed, or replaced.
+    async fn settled_at(&self, parent: Ino, name: &[u8], thread: u32) -> Result<(), FsError> {
+        if self.arrivals.as_ref().is_none_or(|arrivals| arrivals.is_over()) {
+            return Ok(());
+        }
+        match self.fs.lookup(parent, name).await {
+            Ok(attr) => self.settled(attr.ino, thread).await,
+            // The operation itself says what there is to say.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Waits for what is under way, and closes what the kernel has left open.
@@ -177,6 +219,32 @@ impl Adapter {
     {
         let operation = operation(Arc::clone(&self.0));
         self.0.runner.run(async move {
+            match operation.await {
+                Ok(output) => ok(reply, output),
+                Err(error) => refuse(reply, &error),
+            }
+        });
+    }
+}
+
+impl Adapter {
+    /// As [`Adapter::answer`], of an operation that may wait for input: it takes no place of those that wait for other nodes
+    /// only.
+    fn answer_waiting<T, R, F>(
+        &self,
+        reply: R,
+        operation: impl FnOnce(Arc<Core>) -> F,
+        ok: impl FnOnce(R, T) + Send + 'static,
+    ) where
+        R: ReplyError,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        if self.0.arrivals.as_ref().is_none_or(|arrivals| arrivals.is_over()) {
+            return self.answer(reply, operation, ok);
+        }
+        let Some(place) = self.0.runner.wait_place() else { return reply.refuse(fuser::Errno::EAGAIN) };
+        let operation = operation(Arc::clone(&self.0));
+        self.0.runner.run_in(place, async move {
             match operation.await {
                 Ok(output) => ok(reply, output),
                 Err(error) => refuse(reply, &error),
@@ -280,9 +348,10 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = convert::name(name);
-        self.answer(reply, |core| async move { core.fs.lookup(convert::ino(parent)?, &name).await }, entry);
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (name, thread) = (convert::name(name), request.pid());
+        let lookup = |core: Arc<Core>| async move { core.lookup(convert::ino(parent)?, &name, thread).await };
+        self.answer_waiting(reply, lookup, entry);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -359,9 +428,14 @@ impl Filesystem for Adapter {
         self.answer(reply, |core| async move { core.fs.unlink(convert::ino(parent)?, &name).await }, done);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = convert::name(name);
-        self.answer(reply, |core| async move { core.fs.rmdir(convert::ino(parent)?, &name).await }, done);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, thread) = (convert::name(name), request.pid());
+        let rmdir = |core: Arc<Core>| async move {
+            let parent = convert::ino(parent)?;
+            core.settled_at(parent, &name, thread).await?;
+            core.fs.rmdir(parent, &name).await
+        };
+        self.answer_waiting(reply, rmdir, done);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -376,7 +450,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -384,12 +458,13 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (name, new_name) = (convert::name(name), convert::name(new_name));
-        self.answer(
+        let (name, new_name, thread) = (convert::name(name), convert::name(new_name), request.pid());
+        self.answer_waiting(
             reply,
             |core| async move {
                 let from = (convert::ino(parent)?, name.as_slice());
                 let to = (convert::ino(new_parent)?, new_name.as_slice());
+                core.settled_at(to.0, to.1, thread).await?;
                 core.fs.rename(from, to, convert::rename_mode(flags)?).await
             },
             done,
@@ -589,11 +664,20 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         let cookie = if offset <= DOT_DOT_COOKIE { 0 } else { offset };
-        self.answer(
+        let thread = request.pid();
+        self.answer_waiting(
             reply,
-            |core| async move { core.fs.readdir(convert::ino(ino)?, cookie, ENTRIES_MAX).await },
+            |core| async move {
+                let dir = convert::ino(ino)?;
+                core.settled(dir, thread).await?;
+                let mut listed = core.fs.readdir(dir, cookie, ENTRIES_MAX).await?;
+                if let Some(arrivals) = &core.arrivals {
+                    arrivals.mark(dir, &mut listed);
+                }
+                Ok(listed)
+            },
             move |mut reply, listed| {
                 let Listed { listing, is_missing_names } = listed;
                 if is_missing_names && listing.is_end && listing.entries.is_empty() {
@@ -757,14 +841,7 @@ impl Filesystem for Adapter {
         };
         let (core, thread) = (Arc::clone(&self.0), request.pid());
         self.0.runner.run_in(place, async move {
-            let mut is_over = core.is_over.subscribe();
-            let interrupted = async {
-                tokio::select! {
-                    () = signalled(thread) => {}
-                    _ = is_over.wait_for(|is_over| *is_over) => {}
-                }
-            };
-            match core.fs.lock(&file, lock, interrupted).await {
+            match core.fs.lock(&file, lock, core.interrupted(signalled(thread))).await {
                 Ok(()) => reply.ok(),
                 Err(error) => refuse(reply, &error),
             }

@@ -28,6 +28,7 @@
 //! (`callers`); it does not say whether a lock is one of `flock`, so that these are locks of all bytes, as on NFS.
 
 mod adapter;
+mod arrivals;
 mod callers;
 mod convert;
 mod handles;
@@ -36,6 +37,7 @@ mod run;
 mod session;
 mod signals;
 
+pub use arrivals::{ArrivalNews, Arrivals, Supply};
 pub use passthrough::{BackingIds, Passthrough};
 pub use session::{FuseConfig, FuseSession, SessionEnd, serve};
 

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::adapter::{Adapter, Core};
+use super::arrivals::Arrivals;
 use super::passthrough::Passthrough;
 use crate::fs::ClientFs;
 
@@ -54,15 +55,16 @@ impl FuseSession {
 
 /// Serves `device`, which is mounted already, with `fs`. Returns when the kernel and the session have agreed on how they
 /// talk. Operations that wait run on `runtime`, which must have threads of its own. Without `passthrough`, or where the
-/// kernel cannot, all I/O is done here.
+/// kernel cannot, all I/O is done here. `arrivals` is the input that still comes, where some does.
 pub fn serve(
     fs: Arc<ClientFs>,
     device: OwnedFd,
     config: FuseConfig,
     passthrough: Option<Passthrough>,
+    arrivals: Option<Arc<Arrivals>>,
     runtime: Handle,
 ) -> io::Result<FuseSession> {
-    let core = Arc::new(Core::new(fs, config, passthrough, runtime.clone()));
+    let core = Arc::new(Core::new(fs, config, passthrough, arrivals, runtime.clone()));
     let mut fuser_config = Config::default();
     fuser_config.n_threads = Some(config.threads.max(1));
     let session = Session::from_fd(Adapter(Arc::clone(&core)), device, SessionACL::All, fuser_config)?;

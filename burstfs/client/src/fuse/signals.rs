@@ -12,10 +12,20 @@ const STEP: Duration = Duration::from_millis(100);
 /// Completes when the thread, numbered as the mount's PID namespace does, has a signal that it would take. Never where it cannot
 /// be seen from here.
 pub(super) async fn signalled(thread: u32) {
+    until(thread, has_signal).await;
+}
+
+/// The same for a signal that ends the thread. Calls that no signal with a handler may cut short wait for this one, as with a
+/// network file system's.
+pub(super) async fn killed(thread: u32) {
+    until(thread, is_killed).await;
+}
+
+async fn until(thread: u32, is_so: fn(&str) -> bool) {
     let path = format!("/proc/{thread}/status");
     loop {
         tokio::time::sleep(STEP).await;
-        if fs::read_to_string(&path).is_ok_and(|status| has_signal(&status)) {
+        if fs::read_to_string(&path).is_ok_and(|status| is_so(&status)) {
             return;
         }
     }
@@ -23,12 +33,21 @@ pub(super) async fn signalled(thread: u32) {
 
 /// Whether `/proc/<thread>/status` has a signal that is pending, not blocked and not ignored.
 fn has_signal(status: &str) -> bool {
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
-    };
-    let mask = |name| mask(name).unwrap_or(0);
-    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") & !mask("SigIgn:") != 0
+    pending(status) & !mask(status, "SigBlk:") & !mask(status, "SigIgn:") != 0
+}
+
+/// Whether it has SIGKILL pending: the kernel gives it to every thread that any signal ends.
+fn is_killed(status: &str) -> bool {
+    pending(status) & (1 << (libc::SIGKILL - 1)) != 0
+}
+
+fn pending(status: &str) -> u64 {
+    mask(status, "SigPnd:") | mask(status, "ShdPnd:")
+}
+
+fn mask(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -50,5 +69,8 @@ mod tests {
         assert!(!has_signal(&status(none, "0000000000000002", "0000000000000002", none)));
         assert!(!has_signal(&status(none, "0000000000000002", none, "0000000000000002")));
         assert!(!has_signal("nothing of it"));
+        let (kill, alarm) = ("0000000000000100", "0000000000002000");
+        assert!(is_killed(&status(kill, none, none, none)) && is_killed(&status(none, kill, none, none)));
+        assert!(!is_killed(&status(none, alarm, none, none)) && !is_killed("nothing of it"));
     }
 }

@@ -109,7 +109,7 @@ impl Mounted {
             let broker = Broker::new(device.try_clone().unwrap(), data.as_fd(), 0).unwrap();
             Passthrough { files: local.ost, ids: Arc::new(OwnBroker(Mutex::new(broker))) }
         });
-        let session = serve(fs, device, FuseConfig::default(), passthrough, runtime.clone()).unwrap();
+        let session = serve(fs, device, FuseConfig::default(), passthrough, None, runtime.clone()).unwrap();
         Mounted { directory, session: Some(session), runtime: runtime.clone() }
     }
 
