@@ -24,8 +24,8 @@ use crate::hello;
 use crate::region::RegionPool;
 use crate::reply_once::{Answer, ReplyOnce, ReplyPath};
 use crate::transport::{
-    Admission, ClientBulk, Exchange, Inbound, Incoming, Link, Listener, Lost, LostCause, Outcome, Refused, Reply,
-    Request, ServerLink, Transport, put_at,
+    Admission, ClientBulk, Ending, Exchange, Inbound, Incoming, Link, Listener, Lost, LostCause, Outcome, Refused,
+    Reply, Request, ServerLink, Transport, put_at,
 };
 
 const CLIENT_PORT: u16 = 1;
@@ -295,20 +295,12 @@ impl ReplyPath for Flight {
 }
 
 impl Exchange for InProcessExchange {
-    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>) {
-        self.reply.send(result, self.put_len);
-    }
-
-    fn damaged(self: Box<Self>, actual: u32) {
-        self.reply.damaged(actual);
-    }
-
-    fn discard(self: Box<Self>) {
-        self.reply.discard();
-    }
-
     fn bulk(&mut self) -> &mut dyn Bulk {
         self
+    }
+
+    fn end(self: Box<Self>, ending: Ending) {
+        self.reply.end(ending, self.put_len);
     }
 }
 

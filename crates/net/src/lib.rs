@@ -39,6 +39,7 @@ mod resends;
 #[cfg(feature = "rdma")]
 pub mod selftest;
 mod server;
+mod server_memory;
 mod tcp;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -57,7 +58,7 @@ pub use region::{Region, RegionPool, RegionTooLarge, Source};
 pub use server::{Handler, ServerConfig, ServerHandle, ServerLimits, serve};
 pub use tcp::{Tcp, TcpConfig};
 pub use transport::{
-    Admission, ClientBulk, Exchange, Inbound, Incoming, Link, Listener, Lost, LostCause, Outcome, Reply, Request,
-    ServerLink, Ticket, Transport,
+    Admission, ClientBulk, Ending, Exchange, Inbound, Incoming, Link, Listener, Lost, LostCause, Outcome, Reply,
+    Request, ServerLink, Ticket, Transport,
 };
 pub use xid::{Numbered, XidSource};

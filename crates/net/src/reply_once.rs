@@ -6,7 +6,7 @@ use burstfs_types::{Errno, Xid, limits};
 use bytes::Bytes;
 use tracing::error;
 
-use crate::transport::Refused;
+use crate::transport::{Ending, Refused};
 
 /// The way of a reply back to its client.
 pub(crate) trait ReplyPath: Send + Sync + 'static {
@@ -73,19 +73,13 @@ impl<P: ReplyPath> ReplyOnce<P> {
         self.path.as_mut()
     }
 
-    /// Sends the reply; after an error nothing that was put counts.
-    pub(crate) fn send(mut self, result: Result<Vec<u8>, Errno>, put: P::Put) {
-        self.answer(result.map_err(Refused::Errno), put);
-    }
-
-    /// Tells the client that its bulk data came with this checksum.
-    pub(crate) fn damaged(mut self, actual: u32) {
-        self.answer(Err(Refused::Damaged { actual }), P::Put::default());
-    }
-
-    /// Answers nothing: nobody waits.
-    pub(crate) fn discard(mut self) {
-        self.path = None;
+    /// Ends the request; `put` goes with a reply that is no error.
+    pub(crate) fn end(mut self, ending: Ending, put: P::Put) {
+        match ending {
+            Ending::Reply(result) => self.answer(result.map_err(Refused::Errno), put),
+            Ending::Damaged { actual } => self.answer(Err(Refused::Damaged { actual }), put),
+            Ending::Discard => self.path = None,
+        }
     }
 
     fn answer(&mut self, result: Result<Vec<u8>, Refused>, put: P::Put) {
@@ -138,12 +132,12 @@ mod tests {
     #[test]
     fn every_end_of_a_request_is_one_answer_or_none_on_purpose() {
         let sent = Sent::default();
-        reply(&sent).send(Ok(vec![1]), 7);
-        reply(&sent).send(Err(Errno::ENOSPC), 7);
-        reply(&sent).send(Ok(vec![0; limits::RPC_BODY_MAX_BYTES + 1]), 7);
+        reply(&sent).end(Ending::Reply(Ok(vec![1])), 7);
+        reply(&sent).end(Ending::Reply(Err(Errno::ENOSPC)), 7);
+        reply(&sent).end(Ending::Reply(Ok(vec![0; limits::RPC_BODY_MAX_BYTES + 1])), 7);
         drop(reply(&sent));
-        reply(&sent).discard();
-        reply(&sent).damaged(9);
+        reply(&sent).end(Ending::Discard, 7);
+        reply(&sent).end(Ending::Damaged { actual: 9 }, 7);
         let errno = |errno| (Err(Refused::Errno(errno)), 0);
         let expected = [
             (Ok(Bytes::from_static(&[1])), 7),

@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use crate::auth::{Authenticator, Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::resends::{Clients, Requests};
-use crate::transport::{Admission, Inbound, Incoming, Listener, ServerLink};
+use crate::transport::{Admission, Ending, Inbound, Incoming, Listener, ServerLink};
 
 /// After an error of `accept` (no file descriptors, for one), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -295,21 +295,21 @@ impl Shared {
         let Inbound { xid, oldest, opcode, body, mut exchange } = inbound;
         let Some(running) = requests.start(xid, oldest).await else {
             // Its caller does not wait any more. Its link does: what the request lent comes back with the reply.
-            return exchange.reply(Err(Errno::EINTR));
+            return exchange.end(Ending::Reply(Err(Errno::EINTR)));
         };
         match exchange.prepare().await {
             Ok(()) => {}
             Err(error @ BulkError::Damaged { actual, .. }) => {
                 let len = exchange.bulk().source_len();
                 warn!(client = %peer.client, %xid, opcode, len, %error, "bulk data was damaged on its way; it is asked for again");
-                return exchange.damaged(actual);
+                return exchange.end(Ending::Damaged { actual });
             }
             // Without its connection nobody waits for the reply; what has run not at all is sent again.
-            Err(BulkError::Disconnected | BulkError::OutOfBounds { .. }) => return exchange.discard(),
+            Err(BulkError::Disconnected | BulkError::OutOfBounds { .. }) => return exchange.end(Ending::Discard),
         }
         let caller = Caller { client: peer.client, xid, oldest_unanswered: oldest };
         let result = self.handler.handle(&peer, caller, opcode, &body, exchange.bulk()).await;
-        exchange.reply(result);
+        exchange.end(Ending::Reply(result));
         drop(running);
     }
 

@@ -202,25 +202,33 @@ pub struct Inbound {
 
 /// One request's bulk memory, and the way of its reply. Dropped without a reply, it answers `EIO`.
 #[async_trait]
-pub trait Exchange: Bulk + 'static {
+pub trait Exchange: Send + 'static {
     /// Makes the bulk memory ready for the service; called once, before anything else. May wait for memory of the server's.
     /// [`BulkError::Damaged`] when what the client sent is not what it says it sent: the service then never sees it.
     async fn prepare(&mut self) -> Result<(), BulkError> {
         Ok(())
     }
 
-    /// Sends the reply; after an error nothing that was put counts.
-    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>);
-
-    /// Tells the client that its bulk data came with this checksum, which is not the one it gave: nothing was run, and it may
-    /// send the request again.
-    fn damaged(self: Box<Self>, actual: u32);
-
-    /// Answers nothing: nobody waits.
-    fn discard(self: Box<Self>);
-
     /// For the service.
     fn bulk(&mut self) -> &mut dyn Bulk;
+
+    /// Ends the request.
+    fn end(self: Box<Self>, ending: Ending);
+}
+
+/// How a request ends at its server.
+#[derive(Debug)]
+pub enum Ending {
+    /// With a reply; after an error nothing that was put counts.
+    Reply(Result<Vec<u8>, Errno>),
+    /// Its bulk data came with this checksum, which is not the one that the client gave: nothing was run, and it may send the request
+    /// again.
+    Damaged {
+        /// Of the bytes that came.
+        actual: u32,
+    },
+    /// Without an answer: nobody waits.
+    Discard,
 }
 
 /// What a server has to say of a request that brought no result.

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use burstfs_proto::frame::{Header, Kind};
 use burstfs_proto::hello::Refusal;
-use burstfs_proto::service::{Bulk, BulkError, in_bounds};
-use burstfs_types::{Errno, limits};
+use burstfs_proto::service::{Bulk, BulkError};
 use burstfs_verbs::{Block, ConnectionId, Event, Remote};
 use bytes::Bytes;
 use futures_util::future::select_all;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info, warn};
 
 use super::connection::{Cause, Outgoing, Returned, Role, Wire};
@@ -24,7 +23,8 @@ use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
 use crate::reply_once::{Answer, ReplyOnce, ReplyPath};
-use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
+use crate::server_memory::{Allowance, ServerMemory, check_source};
+use crate::transport::{Admission, Ending, Exchange, Inbound, Incoming, Listener, ServerLink};
 
 /// A listening identifier.
 pub(super) struct RdmaListener {
@@ -135,12 +135,7 @@ impl Incoming for Stranger {
         let wire = Wire::new(endpoint, &side.buffers, true).map_err(unreachable)?;
         tokio::spawn(wire.clone().run(Arc::new(Quiet)));
         // From here on dropping the link ends the connection.
-        let link = RdmaServerLink {
-            wire: wire.clone(),
-            bytes: Arc::new(Semaphore::new(admission.bulk_bytes_max.max(limits::RPC_BULK_MAX_BYTES))),
-            pool,
-            origin,
-        };
+        let link = RdmaServerLink { wire: wire.clone(), allowance: Allowance::new(admission, pool), origin };
         let hello = |mut stream| async move { hello::accept(&mut stream, terms, address).await };
         let peer = handshake::over(&wire, hello).await?;
         wire.proven();
@@ -170,9 +165,7 @@ impl Role for Quiet {
 
 struct RdmaServerLink {
     wire: Arc<Wire>,
-    /// What this connection's bulk data may still take.
-    bytes: Arc<Semaphore>,
-    pool: RegionPool,
+    allowance: Allowance,
     origin: SocketAddr,
 }
 
@@ -214,14 +207,10 @@ impl RdmaServerLink {
             return Err(ProtocolError::Piece("of a request without the window that its bulk data needs"));
         }
         let exchange = RdmaExchange {
-            bytes: self.bytes.clone(),
-            pool: self.pool.clone(),
+            allowance: self.allowance.clone(),
             carried: bulk,
             crc: header.bulk_crc,
-            source_len,
-            sink_len,
-            memory: Region::default(),
-            put_len: 0,
+            memory: ServerMemory::new(source_len, sink_len),
             reply: ReplyOnce::new(xid, opcode, Back { wire: self.wire.clone(), window, held: vec![place] }),
         };
         Ok(Inbound { xid, oldest: oldest(&header), opcode, body, exchange: Box::new(exchange) })
@@ -230,16 +219,12 @@ impl RdmaServerLink {
 
 /// A request's memory here: a copy of the client's source, or what is to be written to its sink.
 struct RdmaExchange {
-    bytes: Arc<Semaphore>,
-    pool: RegionPool,
+    allowance: Allowance,
     /// The source, where it came with the request.
     carried: Bytes,
     /// Of the source, by the client.
     crc: u32,
-    source_len: usize,
-    sink_len: usize,
-    memory: Region,
-    put_len: usize,
+    memory: ServerMemory,
     reply: ReplyOnce<Back>,
 }
 
@@ -274,11 +259,8 @@ impl ReplyPath for Back {
 impl RdmaExchange {
     /// Memory for the bulk data. The bounds of the connection and of all are waited for here, by the request alone.
     async fn take_memory(&mut self) -> Result<(), BulkError> {
-        let len = self.source_len.max(self.sink_len);
-        let lost = BulkError::Disconnected;
-        let permits = u32::try_from(len).unwrap_or(u32::MAX);
-        let permit = self.bytes.clone().acquire_many_owned(permits).await.map_err(|_| lost)?;
-        self.memory = self.pool.region(len).await.map_err(|_| lost)?;
+        let (region, permit) = self.allowance.take(self.memory.needs()).await.ok_or(BulkError::Disconnected)?;
+        self.memory.provide(region);
         if let Some(back) = self.reply.path_mut() {
             back.held.push(permit);
         }
@@ -287,12 +269,13 @@ impl RdmaExchange {
 
     async fn get_source(&mut self) -> Result<(), BulkError> {
         let Some((wire, window)) = self.reply.path().and_then(|back| Some((&back.wire, back.window?))) else {
-            self.memory.copy_from_slice(&self.carried);
+            self.memory.region().copy_from_slice(&self.carried);
             return Ok(());
         };
-        let block = self.memory.take_block().ok_or(BulkError::Disconnected)?;
-        let block = wire.read(block, self.source_len, window).await.map_err(|_| BulkError::Disconnected)?;
-        self.memory.put_block(block);
+        let len = self.memory.source_len();
+        let block = self.memory.region().take_block().ok_or(BulkError::Disconnected)?;
+        let block = wire.read(block, len, window).await.map_err(|_| BulkError::Disconnected)?;
+        self.memory.region().put_block(block);
         Ok(())
     }
 }
@@ -300,69 +283,22 @@ impl RdmaExchange {
 #[async_trait]
 impl Exchange for RdmaExchange {
     async fn prepare(&mut self) -> Result<(), BulkError> {
-        if self.source_len.max(self.sink_len) == 0 {
+        if self.memory.needs() == 0 {
             return Ok(());
         }
         self.take_memory().await?;
-        if self.source_len == 0 {
+        if self.memory.source_len() == 0 {
             return Ok(());
         }
         self.get_source().await?;
-        let (expected, actual) = (self.crc, crc32c::crc32c(&self.memory));
-        if expected == actual { Ok(()) } else { Err(BulkError::Damaged { expected, actual }) }
-    }
-
-    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>) {
-        let RdmaExchange { sink_len, memory, put_len, reply, .. } = *self;
-        let mut put = if sink_len > 0 { memory } else { Region::default() };
-        put.truncate(put_len);
-        reply.send(result, put);
-    }
-
-    fn damaged(self: Box<Self>, actual: u32) {
-        self.reply.damaged(actual);
-    }
-
-    fn discard(self: Box<Self>) {
-        self.reply.discard();
+        check_source(self.crc, crc32c::crc32c(self.memory.region()))
     }
 
     fn bulk(&mut self) -> &mut dyn Bulk {
-        self
-    }
-}
-
-#[async_trait]
-impl Bulk for RdmaExchange {
-    fn source_len(&self) -> usize {
-        self.source_len
+        &mut self.memory
     }
 
-    fn sink_len(&self) -> usize {
-        self.sink_len
-    }
-
-    fn source(&self) -> Option<&[u8]> {
-        Some(if self.source_len > 0 { &self.memory } else { &[] })
-    }
-
-    fn sink(&mut self) -> Option<&mut [u8]> {
-        Some(if self.sink_len > 0 { &mut self.memory } else { &mut [] })
-    }
-
-    fn set_put_len(&mut self, len: usize) {
-        self.put_len = len.min(self.sink_len);
-    }
-
-    async fn get(&mut self, offset: usize, into: &mut [u8]) -> Result<(), BulkError> {
-        in_bounds(offset, into.len(), self.source_len)?;
-        into.copy_from_slice(&self.memory[offset..offset + into.len()]);
-        Ok(())
-    }
-
-    async fn put(&mut self, offset: usize, from: &[u8]) -> Result<(), BulkError> {
-        in_bounds(offset, from.len(), self.sink_len)?;
-        put_at(&mut self.memory, &mut self.put_len, offset, from);
-        Ok(())
+    fn end(self: Box<Self>, ending: Ending) {
+        self.reply.end(ending, self.memory.into_put());
     }
 }

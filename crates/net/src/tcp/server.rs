@@ -7,21 +7,22 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use burstfs_proto::frame::{Header, Kind};
 use burstfs_proto::hello::Refusal;
-use burstfs_proto::service::{Bulk, BulkError, in_bounds};
-use burstfs_types::{Errno, Xid, limits};
+use burstfs_proto::service::{Bulk, BulkError};
+use burstfs_types::Xid;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info};
 
 use super::prepare;
 use super::queue::{Frame, Payload, Queue};
-use super::wire::{Ended, Incoming as Reading, len, wire_len};
+use super::wire::{Ended, Incoming as Reading, len};
 use crate::auth::{Peer, Terms};
 use crate::error::{ProtocolError, RpcError};
 use crate::hello;
 use crate::region::{Region, RegionPool};
 use crate::reply_once::{Answer, ReplyOnce, ReplyPath};
-use crate::transport::{Admission, Exchange, Inbound, Incoming, Listener, ServerLink, put_at};
+use crate::server_memory::{Allowance, ServerMemory, check_source};
+use crate::transport::{Admission, Ending, Exchange, Inbound, Incoming, Listener, ServerLink};
 
 /// A listening socket.
 pub(super) struct TcpAccept {
@@ -77,8 +78,7 @@ impl Incoming for Stranger {
         let link = TcpServerLink {
             incoming: Reading::new(read),
             queue,
-            bytes: Arc::new(Semaphore::new(admission.bulk_bytes_max.max(limits::RPC_BULK_MAX_BYTES))),
-            pool: self.pool,
+            allowance: Allowance::new(admission, self.pool),
             origin: self.origin,
         };
         Ok((peer, Box::new(link)))
@@ -92,9 +92,7 @@ impl Incoming for Stranger {
 struct TcpServerLink {
     incoming: Reading,
     queue: Arc<Queue>,
-    /// What this connection's bulk data may still take.
-    bytes: Arc<Semaphore>,
-    pool: RegionPool,
+    allowance: Allowance,
     origin: SocketAddr,
 }
 
@@ -136,34 +134,28 @@ impl TcpServerLink {
         }
         let body = self.incoming.body(&header).await?;
         let mut held = vec![place];
-        let mut memory = self.memory(source_len.max(sink_len), &mut held).await?;
-        let crc = if source_len > 0 { self.incoming.bulk(&mut memory).await? } else { header.bulk_crc };
+        let mut memory = ServerMemory::new(source_len, sink_len);
+        // Waiting for it stops reading from this connection, and so its client.
+        if memory.needs() > 0 {
+            let exhausted = || Ended::Lost(io::ErrorKind::OutOfMemory.into());
+            let (region, permit) = self.allowance.take(memory.needs()).await.ok_or_else(exhausted)?;
+            memory.provide(region);
+            held.push(permit);
+        }
+        let crc = if source_len > 0 { self.incoming.bulk(memory.region()).await? } else { header.bulk_crc };
         let reply = ReplyOnce::new(xid, opcode, Back { queue: self.queue.clone(), held });
         let crcs = (header.bulk_crc, crc);
-        let exchange = TcpExchange { memory, is_source: source_len > 0, crcs, put_len: 0, reply };
+        let exchange = TcpExchange { memory, crcs, reply };
         let oldest = Xid(xid.0.saturating_sub(u64::from(header.status)));
         Ok(Inbound { xid, oldest, opcode, body, exchange: Box::new(exchange) })
-    }
-
-    /// Memory for a request's bulk data. Waiting for it stops reading from this connection, and so its client.
-    async fn memory(&self, len: usize, held: &mut Vec<OwnedSemaphorePermit>) -> Result<Region, Ended> {
-        if len == 0 {
-            return Ok(Region::default());
-        }
-        let exhausted = || Ended::Lost(io::ErrorKind::OutOfMemory.into());
-        let permits = wire_len(len);
-        held.push(self.bytes.clone().acquire_many_owned(permits).await.map_err(|_| exhausted())?);
-        self.pool.region(len).await.map_err(|_| exhausted())
     }
 }
 
 /// A request's memory here: what came with it, or what goes back with its reply.
 struct TcpExchange {
-    memory: Region,
-    is_source: bool,
+    memory: ServerMemory,
     /// Of what came with it: by the client, and by the bytes.
     crcs: (u32, u32),
-    put_len: usize,
     reply: ReplyOnce<Back>,
 }
 
@@ -187,60 +179,14 @@ impl ReplyPath for Back {
 impl Exchange for TcpExchange {
     async fn prepare(&mut self) -> Result<(), BulkError> {
         let (expected, actual) = self.crcs;
-        if expected == actual { Ok(()) } else { Err(BulkError::Damaged { expected, actual }) }
-    }
-
-    fn reply(self: Box<Self>, result: Result<Vec<u8>, Errno>) {
-        let TcpExchange { memory, is_source, put_len, reply, .. } = *self;
-        let mut put = if is_source { Region::default() } else { memory };
-        put.truncate(put_len);
-        reply.send(result, put);
-    }
-
-    fn damaged(self: Box<Self>, actual: u32) {
-        self.reply.damaged(actual);
-    }
-
-    fn discard(self: Box<Self>) {
-        self.reply.discard();
+        check_source(expected, actual)
     }
 
     fn bulk(&mut self) -> &mut dyn Bulk {
-        self
-    }
-}
-
-#[async_trait]
-impl Bulk for TcpExchange {
-    fn source_len(&self) -> usize {
-        if self.is_source { self.memory.len() } else { 0 }
+        &mut self.memory
     }
 
-    fn sink_len(&self) -> usize {
-        if self.is_source { 0 } else { self.memory.len() }
-    }
-
-    fn source(&self) -> Option<&[u8]> {
-        Some(if self.is_source { &self.memory } else { &[] })
-    }
-
-    fn sink(&mut self) -> Option<&mut [u8]> {
-        Some(if self.is_source { &mut [] } else { &mut self.memory })
-    }
-
-    fn set_put_len(&mut self, len: usize) {
-        self.put_len = len.min(self.sink_len());
-    }
-
-    async fn get(&mut self, offset: usize, into: &mut [u8]) -> Result<(), BulkError> {
-        in_bounds(offset, into.len(), self.source_len())?;
-        into.copy_from_slice(&self.memory[offset..offset + into.len()]);
-        Ok(())
-    }
-
-    async fn put(&mut self, offset: usize, from: &[u8]) -> Result<(), BulkError> {
-        in_bounds(offset, from.len(), self.sink_len())?;
-        put_at(&mut self.memory, &mut self.put_len, offset, from);
-        Ok(())
+    fn end(self: Box<Self>, ending: Ending) {
+        self.reply.end(ending, self.memory.into_put());
     }
 }
