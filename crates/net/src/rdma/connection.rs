@@ -27,13 +27,14 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant as TokioInstant;
 use tracing::{debug, info};
 
-use super::credits::Credits;
+use super::credits::{Credits, LEAST};
 use super::wire::{Assembly, Kind, MORE, Message, PIECE_BYTES, PREFIX_LEN, Prefix, Text, WINDOW};
 use crate::error::ProtocolError;
 use crate::region::Region;
 
 /// Receives that each side posts.
 pub(super) const RECEIVES: u16 = 32;
+const _: () = assert!(RECEIVES >= LEAST);
 const SENDS: u32 = 128;
 /// Requested; the device may grant fewer.
 const INLINE_BYTES: u32 = 192;

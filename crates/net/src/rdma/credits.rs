@@ -10,8 +10,12 @@
 //! after gave back at least the one that the message itself took. So it has one, or this side has sent nothing since and still
 //! has what the message brought: it could send.
 
+/// Receives that each side must have: of fewer, a message that only gives back would make the other side owe half of them, and both would
+/// give back for ever.
+pub(super) const LEAST: u16 = 4;
+
 /// One side's account.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Credits {
     total: u16,
     /// Receives of the other side that are free for this one.
@@ -21,7 +25,7 @@ pub(super) struct Credits {
 }
 
 impl Credits {
-    /// A new connection's: all receives are posted on both sides.
+    /// A new connection's: all receives are posted on both sides, at least [`LEAST`].
     pub(super) fn new(total: u16) -> Credits {
         Credits { total, available: total, owed: 0 }
     }
@@ -57,15 +61,16 @@ impl Credits {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::collections::{HashSet, VecDeque};
 
     use proptest::prelude::*;
 
     use super::*;
 
-    const TOTAL: u16 = 4;
+    const TOTAL: u16 = LEAST;
 
     /// A side with what it wants to say, what is on the way to it, and what it has received and not taken.
+    #[derive(Clone, PartialEq, Eq, Hash, Debug)]
     struct Side {
         credits: Credits,
         to_say: u32,
@@ -75,8 +80,8 @@ mod tests {
     }
 
     impl Side {
-        fn new() -> Side {
-            Side { credits: Credits::new(TOTAL), to_say: 0, coming: VecDeque::new(), parked: 0, posted: TOTAL }
+        fn new(total: u16) -> Side {
+            Side { credits: Credits::new(total), to_say: 0, coming: VecDeque::new(), parked: 0, posted: total }
         }
 
         /// Sends one message, where it may.
@@ -121,7 +126,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_message_finds_no_receive_and_nothing_gets_stuck(steps in prop::collection::vec((any::<bool>(), 0..4_u8), 0..400)) {
-            let mut sides = [Side::new(), Side::new()];
+            let mut sides = [Side::new(TOTAL), Side::new(TOTAL)];
             for (which, step) in steps {
                 let [first, second] = &mut sides;
                 let (own, other) = if which { (first, second) } else { (second, first) };
@@ -146,6 +151,51 @@ mod tests {
                 prop_assert_eq!(side.posted, TOTAL);
             }
         }
+    }
+
+    /// What can happen next at one side, which always has something to say.
+    const EVENTS: [fn(&mut Side, &mut Side) -> bool; 4] = [
+        |own, other| {
+            own.to_say = 1;
+            let sent = own.send(other);
+            own.to_say = 0;
+            sent
+        },
+        Side::send,
+        |own, _| own.arrive(),
+        |own, _| own.take(),
+    ];
+
+    /// Every state that any order of events leads to: in none does a message find no receive (`arrive` looks), and from each, once all
+    /// is delivered and taken, both sides may speak.
+    #[test]
+    fn no_order_of_events_leads_to_a_state_that_is_stuck() {
+        for (total, at_least) in [(LEAST, 1_900), (5, 12_000), (6, 43_000)] {
+            let start = [Side::new(total), Side::new(total)];
+            let (mut known, mut ahead) = (HashSet::from([start.clone()]), vec![start]);
+            while let Some(state) = ahead.pop() {
+                let mut settled = state.clone();
+                while each_side(&mut settled, |own, other| own.arrive() | own.take() | own.send(other)) {}
+                assert!(settled.iter().all(|side| side.credits.may_send()), "{state:?} settles as {settled:?}");
+                for event in EVENTS {
+                    for which in [0, 1] {
+                        let mut next = state.clone();
+                        let [first, second] = &mut next;
+                        let (own, other) = if which == 0 { (first, second) } else { (second, first) };
+                        if event(own, other) && known.insert(next.clone()) {
+                            ahead.push(next);
+                        }
+                    }
+                }
+            }
+            assert!(known.len() >= at_least, "only {} states of {total} receives were looked at", known.len());
+        }
+    }
+
+    /// Does the same at both sides; whether anything happened.
+    fn each_side(sides: &mut [Side; 2], mut act: impl FnMut(&mut Side, &mut Side) -> bool) -> bool {
+        let [first, second] = sides;
+        act(first, second) | act(second, first)
     }
 
     #[test]
