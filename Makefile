@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e kills walltime posix rdma-test rdma-instances bench-start bench-data bench-net bench-stage lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e kills walltime posix rdma-test rdma-instances sanitize bench-start bench-data bench-net bench-stage lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +59,9 @@ rdma-test: setup build ## the tests that need an RDMA device, in an emulated mac
 
 rdma-instances: setup build ## instances of several nodes in that machine; not green yet, and not part of make test (root)
 	tests/rdma/run instances
+
+sanitize: setup ## the network layer under the address and the thread sanitizer, here and in that machine (root)
+	tests/rdma/sanitize
 
 bench-start: setup build ## times of start and end, stage-in and drain, memory: a table and target/bench/start.json (root)
 	tests/benches/run start
