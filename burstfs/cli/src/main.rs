@@ -7,6 +7,7 @@
 mod ask;
 mod bar;
 mod check;
+mod df;
 mod layout;
 mod notes;
 mod plan;
@@ -49,6 +50,10 @@ struct Cli {
 enum Command {
     /// Shows the instances of your jobs (for root: of all jobs), from any node or the login node.
     Status(StatusArgs),
+    /// Shows how full the nodes of instances are.
+    Df(DfArgs),
+    /// Shows the instances of your jobs again and again, what moves most first.
+    Top(TopArgs),
     /// Drains what has changed, for the job's stage_out directives, while the job runs, and waits for it.
     Sync(sync::SyncArgs),
     /// Waits until a job's input is there, or its output is drained.
@@ -94,9 +99,9 @@ enum Command {
     Config(ConfigCommand),
 }
 
-/// Which instances, and how they are shown.
+/// Which instances.
 #[derive(Args)]
-struct StatusArgs {
+struct WhichArgs {
     /// Only these jobs.
     #[arg(short, long, value_delimiter = ',', value_name = "JOBID")]
     jobs: Vec<u32>,
@@ -106,6 +111,39 @@ struct StatusArgs {
     /// Only jobs that have one of these nodes, in Slurm's notation.
     #[arg(short = 'w', long, value_name = "NODELIST")]
     nodelist: Option<String>,
+}
+
+/// Which instances, shown again and again.
+#[derive(Args)]
+struct TopArgs {
+    #[command(flatten)]
+    which: WhichArgs,
+    /// Seconds between two looks.
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2)]
+    delay: u64,
+    /// Looks so many times, then ends.
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    count: Option<u64>,
+}
+
+/// Which instances, and how their space is shown.
+#[derive(Args)]
+struct DfArgs {
+    #[command(flatten)]
+    which: WhichArgs,
+    /// No line of titles.
+    #[arg(short = 'h', long)]
+    noheader: bool,
+    /// JSON, with exact figures.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which instances, and how they are shown.
+#[derive(Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    which: WhichArgs,
     /// No line of titles.
     #[arg(short = 'h', long)]
     noheader: bool,
@@ -172,6 +210,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Ending> {
     match cli.command {
         Command::Status(args) => status::run(&args, &load(&cli.config)?),
+        Command::Df(args) => status::df(&args, &load(&cli.config)?),
+        Command::Top(args) => status::top(&args, &load(&cli.config)?),
         Command::Sync(args) => sync::run(&args, &load(&cli.config)?),
         Command::Wait(args) => wait::run(&args, &load(&cli.config)?),
         Command::Report { job } => report::run(job),

@@ -1,7 +1,8 @@
 //! `burstfs status`: every matching job's instance, asked at its MGS; also of jobs that are over, where the instance is not.
 
-use std::io::IsTerminal;
-use std::time::SystemTime;
+use std::cmp::Reverse;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime};
 
 use burstfs_config::SiteConfig;
 use burstfs_mgs::Note;
@@ -12,14 +13,53 @@ use nix::unistd::{Uid, User};
 use crate::ask::{self, AskError, Place};
 use crate::slurm::{self, Filter, Job};
 use crate::table::{self, Form};
-use crate::{Ending, Exit, StatusArgs, notes};
+use crate::{DfArgs, Ending, Exit, StatusArgs, TopArgs, WhichArgs, df, notes};
 
 /// Prints the status of what `args` ask for. Ends with [`Exit::NoInstance`] when jobs were named and one of them has none.
 pub(crate) fn run(args: &StatusArgs, config: &SiteConfig) -> Result<(), Ending> {
+    show(&args.which, config, |rows| print(args, rows))
+}
+
+/// Prints how full the nodes of what `args` ask for are.
+pub(crate) fn df(args: &DfArgs, config: &SiteConfig) -> Result<(), Ending> {
+    show(&args.which, config, |rows| match args.json {
+        true => print_json(rows),
+        false => print!("{}", df::render(rows, !args.noheader)),
+    })
+}
+
+/// Prints the status again and again, what moves most first.
+pub(crate) fn top(args: &TopArgs, config: &SiteConfig) -> Result<(), Ending> {
+    let is_terminal = std::io::stdout().is_terminal();
+    let mut left = args.count;
+    while left != Some(0) {
+        if is_terminal {
+            // Home, and what is there away.
+            print!("\x1b[H\x1b[2J");
+        }
+        let shown = show(&args.which, config, |rows| {
+            let mut rows = rows.to_vec();
+            rows.sort_by_key(|(id, status)| (Reverse(status.rate), *id));
+            print!("{}", table::render(&table::DEFAULT, &rows, Form::Table));
+        });
+        left = left.map(|left| left - 1);
+        match shown {
+            // A job may end while somebody looks at others, and slurmctld may be busy.
+            Err(ending) if left != Some(0) => eprintln!("burstfs: {}", ending.message),
+            shown if left == Some(0) => return shown,
+            Ok(()) | Err(_) => {}
+        }
+        std::io::stdout().flush().map_err(|error| Ending::new(Exit::Failure, error))?;
+        std::thread::sleep(Duration::from_secs(args.delay.max(1)));
+    }
+    Ok(())
+}
+
+fn show(args: &WhichArgs, config: &SiteConfig, print: impl FnOnce(&[(u32, InstanceStatus)])) -> Result<(), Ending> {
     let filter = filter(args)?;
     let jobs = slurm::jobs(&filter).map_err(|error| Ending::new(Exit::Failure, error))?;
     let (rows, errors) = ask_all(places(&jobs, &filter)?, config)?;
-    print(args, &rows)?;
+    print(&rows);
     for (job, error) in &errors {
         eprintln!("burstfs: job {job}: {error}");
     }
@@ -31,7 +71,7 @@ pub(crate) fn run(args: &StatusArgs, config: &SiteConfig) -> Result<(), Ending> 
     }
 }
 
-fn filter(args: &StatusArgs) -> Result<Filter, Ending> {
+fn filter(args: &WhichArgs) -> Result<Filter, Ending> {
     let hosts = match &args.nodelist {
         Some(text) => hostlist::expand(text).map_err(|error| Ending::new(Exit::Usage, error))?,
         None => Vec::new(),
@@ -103,6 +143,9 @@ fn as_noted(note: Note, host: &str) -> Option<InstanceStatus> {
         hosts: note.hosts,
         capacity: note.capacity,
         used: 0,
+        spaces: Vec::new(),
+        dirty: None,
+        rate: 0,
         stage_in: StageFigures::default(),
         input: Input::Complete,
         stage_out: StageFigures::default(),
@@ -114,13 +157,16 @@ fn as_noted(note: Note, host: &str) -> Option<InstanceStatus> {
     })
 }
 
-fn print(args: &StatusArgs, rows: &[(u32, InstanceStatus)]) -> Result<(), Ending> {
+fn print_json(rows: &[(u32, InstanceStatus)]) {
+    let statuses: Vec<&InstanceStatus> = rows.iter().map(|(_, status)| status).collect();
+    let document = serde_json::json!({ "version": 1, "instances": statuses });
+    let text = if std::io::stdout().is_terminal() { format!("{document:#}") } else { document.to_string() };
+    println!("{text}");
+}
+
+fn print(args: &StatusArgs, rows: &[(u32, InstanceStatus)]) {
     if args.json {
-        let statuses: Vec<&InstanceStatus> = rows.iter().map(|(_, status)| status).collect();
-        let document = serde_json::json!({ "version": 1, "instances": statuses });
-        let text = if std::io::stdout().is_terminal() { format!("{document:#}") } else { document.to_string() };
-        println!("{text}");
-        return Ok(());
+        return print_json(rows);
     }
     let columns = if args.format.is_empty() { table::DEFAULT.to_vec() } else { args.format.clone() };
     let form = match (args.parsable, args.noheader) {
@@ -129,5 +175,4 @@ fn print(args: &StatusArgs, rows: &[(u32, InstanceStatus)]) -> Result<(), Ending
         (false, false) => Form::Table,
     };
     print!("{}", table::render(&columns, rows, form));
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The table of `burstfs status`, in the manner of `squeue`.
 
-use burstfs_proto::mgs::{InstanceStatus, StageFigures, State};
+use burstfs_proto::mgs::{Input, InstanceStatus, StageFigures, State};
 
 /// The columns, in their default order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -19,10 +19,16 @@ pub(crate) enum Column {
     Size,
     /// Used by files.
     Used,
+    /// To be drained yet.
+    Dirty,
     /// Stage-in.
     In,
     /// Drain.
     Out,
+    /// What is staged in or drained in a second.
+    Rate,
+    /// Until that is over, at this rate.
+    Eta,
     /// Hosts.
     Nodelist,
     /// What the nodes talk over.
@@ -32,7 +38,7 @@ pub(crate) enum Column {
 }
 
 /// What is shown when no `--format` asks for other columns.
-pub(crate) const DEFAULT: [Column; 10] = [
+pub(crate) const DEFAULT: [Column; 13] = [
     Column::Jobid,
     Column::Name,
     Column::User,
@@ -40,8 +46,11 @@ pub(crate) const DEFAULT: [Column; 10] = [
     Column::Nodes,
     Column::Size,
     Column::Used,
+    Column::Dirty,
     Column::In,
     Column::Out,
+    Column::Rate,
+    Column::Eta,
     Column::Reason,
 ];
 
@@ -55,8 +64,11 @@ impl Column {
             Column::Nodes => "NODES",
             Column::Size => "SIZE",
             Column::Used => "USED",
+            Column::Dirty => "DIRTY",
             Column::In => "IN",
             Column::Out => "OUT",
+            Column::Rate => "RATE",
+            Column::Eta => "ETA",
             Column::Nodelist => "NODELIST",
             Column::Transport => "TRANSPORT",
             Column::Reason => "REASON",
@@ -65,7 +77,13 @@ impl Column {
 
     /// Numbers stand right, words left.
     fn is_number(self) -> bool {
-        matches!(self, Column::Jobid | Column::Nodes | Column::Size | Column::Used | Column::In | Column::Out)
+        match self {
+            Column::Jobid | Column::Nodes | Column::Size | Column::Used | Column::Dirty => true,
+            Column::In | Column::Out | Column::Rate | Column::Eta => true,
+            Column::Name | Column::User | Column::State | Column::Nodelist | Column::Transport | Column::Reason => {
+                false
+            }
+        }
     }
 
     fn cell(self, job_id: u32, status: &InstanceStatus) -> String {
@@ -77,8 +95,12 @@ impl Column {
             Column::Nodes => status.hosts.len().to_string(),
             Column::Size => size(status.capacity),
             Column::Used => size(status.used),
+            Column::Dirty => status.dirty.map_or_else(|| "-".to_owned(), size),
             Column::In => progress(&status.stage_in),
             Column::Out => progress(&status.stage_out),
+            Column::Rate if status.rate == 0 => "-".to_owned(),
+            Column::Rate => format!("{}/s", size(status.rate)),
+            Column::Eta => eta(status).map_or_else(|| "-".to_owned(), clock),
             Column::Nodelist => burstfs_types::hostlist::compress(&status.hosts),
             Column::Transport => status.transport.clone(),
             Column::Reason => status.reason.clone(),
@@ -152,16 +174,34 @@ fn progress(figures: &StageFigures) -> String {
     format!("{}%", done.min(total).saturating_mul(100) / total.max(1))
 }
 
+/// Seconds until what goes on is over, at the rate of late; `None` when nothing goes on, or nothing moves.
+fn eta(status: &InstanceStatus) -> Option<u64> {
+    let left = |figures: &StageFigures| figures.bytes_total.saturating_sub(figures.bytes_done);
+    let left = match status.state {
+        State::StagingIn => left(&status.stage_in),
+        State::Ready if status.input == Input::Async => left(&status.stage_in),
+        State::Draining => left(&status.stage_out),
+        State::Starting | State::Ready | State::Drained | State::Failed | State::Held => return None,
+    };
+    (status.rate > 0).then(|| left.div_ceil(status.rate))
+}
+
+/// `0:43`, `1:02:03`.
+fn clock(secs: u64) -> String {
+    let (hours, minutes, secs) = (secs / 3600, secs / 60 % 60, secs % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{secs:02}") } else { format!("{minutes}:{secs:02}") }
+}
+
 /// Bytes as `squeue` would have them, without the `iB`: `4.0T`, `512`.
 pub(crate) fn size(bytes: u64) -> String {
     burstfs_types::amount(bytes).trim_end_matches('B').trim_end_matches('i').to_owned()
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn status() -> InstanceStatus {
+    pub(crate) fn status() -> InstanceStatus {
         InstanceStatus {
             instance: "vc.812345.0".into(),
             name: "job".into(),
@@ -171,8 +211,11 @@ mod tests {
             missing: vec![],
             capacity: 4 << 40,
             used: 1 << 40,
+            spaces: vec![],
+            dirty: None,
+            rate: 0,
             stage_in: StageFigures { bytes_total: 100, bytes_done: 61, files_total: 2, files_done: 1, files_failed: 0 },
-            input: burstfs_proto::mgs::Input::Complete,
+            input: Input::Complete,
             stage_out: StageFigures::default(),
             transport: "tcp".into(),
             receipt: String::new(),
@@ -186,8 +229,24 @@ mod tests {
     fn aligns_like_squeue() {
         let text = render(&DEFAULT, &[(812_345, status())], Form::Table);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], " JOBID NAME USER  STATE      NODES SIZE USED  IN OUT REASON");
-        assert_eq!(lines[1], "812345 job  alice STAGING_IN     2 4.0T 1.0T 61%   -");
+        assert_eq!(lines[0], " JOBID NAME USER  STATE      NODES SIZE USED DIRTY  IN OUT RATE ETA REASON");
+        assert_eq!(lines[1], "812345 job  alice STAGING_IN     2 4.0T 1.0T     - 61%   -    -   -");
+    }
+
+    #[test]
+    fn says_how_fast_and_for_how_long() {
+        let cells =
+            |status: &InstanceStatus| [Column::Dirty, Column::Rate, Column::Eta].map(|column| column.cell(1, status));
+        let staging = InstanceStatus { rate: 2, ..status() };
+        assert_eq!(cells(&staging), ["-", "2/s", "0:20"]);
+        let arriving = InstanceStatus { state: State::Ready, input: Input::Async, rate: 1, ..status() };
+        assert_eq!(cells(&arriving), ["-", "1/s", "0:39"]);
+        let ready = InstanceStatus { state: State::Ready, dirty: Some(2048), rate: 2, ..status() };
+        assert_eq!(cells(&ready), ["2.0K", "2/s", "-"]);
+        let stage_out = StageFigures { bytes_total: 7_400, ..StageFigures::default() };
+        let draining = InstanceStatus { state: State::Draining, stage_out, dirty: Some(7_400), rate: 1, ..status() };
+        assert_eq!(cells(&draining), ["7.2K", "1/s", "2:03:20"]);
+        assert_eq!(cells(&InstanceStatus { rate: 0, ..draining })[1..], ["-", "-"]);
     }
 
     #[test]

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use burstfs_mgs::{Identity, JoinRefused, Mgs, Queue, Silence};
+use burstfs_mgs::{Identity, JoinRefused, Mgs, Pulse, Queue, Silence};
 use burstfs_proto::mgs::{
-    AwaitArrivals, Barrier, Conclusion, Hasten, MgsReply, MgsRequest, News, StageFigures, State, WaitMap, Waited,
+    AwaitArrivals, Barrier, Conclusion, Hasten, InstanceStatus, MgsReply, MgsRequest, News, StageFigures, State,
+    WaitMap, Waited,
 };
 use burstfs_proto::service::Caller;
 use burstfs_proto::stage::{AwaitRound, Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
@@ -51,6 +52,9 @@ pub(crate) struct MgsDriver {
     state_file: PathBuf,
     own: NodeIndex,
     silence: Mutex<Silence>,
+    began: Instant,
+    /// Of bytes that are staged in or drained.
+    pulse: Mutex<Pulse>,
     /// Nodes that know that the start has failed.
     failed: Mutex<HashSet<NodeIndex>>,
     /// Drains while the job runs ([`crate::rounds`]).
@@ -99,6 +103,8 @@ impl MgsDriver {
             state_file: dir.join(STATE_FILE),
             own,
             silence: Mutex::new(silence),
+            began: Instant::now(),
+            pulse: Mutex::default(),
             failed: Mutex::default(),
             book: Book::new(incarnation),
         };
@@ -136,6 +142,7 @@ impl MgsDriver {
                 self.heard(report.node);
                 let mut mgs = self.lock();
                 mgs.report(report);
+                self.lock_pulse().note(self.began.elapsed(), mgs.bytes_moved());
                 Ok(MgsReply::Report(News { lost: mgs.lost(), moved: mgs.moved() }))
             }
             MgsRequest::Fail(fail) => {
@@ -145,10 +152,10 @@ impl MgsDriver {
                 self.wake();
                 Ok(MgsReply::Fail(()))
             }
-            MgsRequest::Status(_) => Ok(MgsReply::Status(self.lock().status())),
+            MgsRequest::Status(_) => Ok(MgsReply::Status(self.status())),
             MgsRequest::Resume(_) => {
                 self.resume();
-                Ok(MgsReply::Resume(self.lock().status()))
+                Ok(MgsReply::Resume(self.status()))
             }
             MgsRequest::AskDrain(ask) => Ok(MgsReply::AskDrain(self.ask_drain(ask))),
             MgsRequest::AwaitDrain(request) => Ok(MgsReply::AwaitDrain(self.await_drain(request).await)),
@@ -163,6 +170,16 @@ impl MgsDriver {
             // Of all targets, which the MGS does not know: `crate::check` answers.
             MgsRequest::Check(_) => Err(Errno::EPROTO),
         }
+    }
+
+    fn status(&self) -> InstanceStatus {
+        let status = self.lock().status();
+        InstanceStatus { rate: self.lock_pulse().rate(self.began.elapsed()), ..status }
+    }
+
+    /// So many bytes are to be drained yet, as was just found.
+    pub(crate) fn found_dirty(&self, bytes: u64) {
+        self.lock().found_dirty(bytes);
     }
 
     /// Hands out staging work. A node that was given up gets none, and what it did no longer counts.
@@ -507,6 +524,10 @@ impl MgsDriver {
 
     fn lock_silence(&self) -> MutexGuard<'_, Silence> {
         self.silence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_pulse(&self) -> MutexGuard<'_, Pulse> {
+        self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_stages(&self) -> MutexGuard<'_, Stages> {

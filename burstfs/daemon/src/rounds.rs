@@ -260,6 +260,7 @@ async fn schedule(
             Reason::Interval | Reason::Deadline | Reason::Asked => deadline_from = now + DEADLINE_PAUSE,
         }
         if is_of_all {
+            mgs.found_dirty(figures.changed_bytes);
             limit.found(Amount { files: figures.changed_files, bytes: figures.changed_bytes });
             limit.warn_if_missed();
         }

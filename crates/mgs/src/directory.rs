@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use burstfs_proto::mgs::{
-    ArrivalNews, BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, Phase, Report, StageFigures, State,
-    Waited,
+    ArrivalNews, BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, NodeSpace, Phase, Report,
+    StageFigures, State, Waited,
 };
 use burstfs_types::{Code, Failure, NodeIndex, hostlist};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ pub struct Mgs {
     drain_deadline: Option<u64>,
     #[serde(default)]
     arrivals: Arrivals,
+    /// Bytes that were to be drained when somebody looked last.
+    #[serde(skip)]
+    dirty: Option<u64>,
     /// Of an MGS in a later life, which is not kept: each begins anew.
     #[serde(skip)]
     pub(crate) holding: Option<Holding>,
@@ -92,6 +95,7 @@ impl Mgs {
             conclusion: None,
             drain_deadline: None,
             arrivals: Arrivals::default(),
+            dirty: None,
             holding: None,
             version: 0,
         }
@@ -349,7 +353,38 @@ impl Mgs {
         }
     }
 
-    /// The instance as people see it.
+    /// So many bytes are to be drained yet, as was just found.
+    pub fn found_dirty(&mut self, bytes: u64) {
+        self.dirty = Some(bytes);
+    }
+
+    /// While a drain goes on that copies all there is, what is left of it; before, what was found.
+    fn dirty(&self) -> Option<u64> {
+        match self.state() {
+            State::Draining => {
+                let figures = sum(self.reports().map(|report| report.stage_out));
+                Some(figures.bytes_total.saturating_sub(figures.bytes_done))
+            }
+            State::Drained => Some(0),
+            State::Ready => self.dirty,
+            State::Starting | State::StagingIn | State::Failed | State::Held => None,
+        }
+    }
+
+    fn spaces(&self) -> Vec<NodeSpace> {
+        let nodes = self.identity.hosts.iter().zip(&self.nodes);
+        let told = nodes.filter_map(|(host, node)| node.report.as_ref().map(|report| (host, report)));
+        told.map(|(host, report)| NodeSpace { host: host.clone(), capacity: report.capacity, used: report.used })
+            .collect()
+    }
+
+    /// Bytes that all nodes have staged in or drained in what goes on, as far as they have said.
+    pub fn bytes_moved(&self) -> u64 {
+        let moved = self.reports().map(|report| report.stage_in.bytes_done.saturating_add(report.stage_out.bytes_done));
+        moved.fold(0, u64::saturating_add)
+    }
+
+    /// The instance as people see it; how fast things move is the caller's to say.
     pub fn status(&self) -> InstanceStatus {
         InstanceStatus {
             instance: self.identity.instance.clone(),
@@ -360,6 +395,9 @@ impl Mgs {
             missing: self.missing(),
             capacity: self.identity.capacity,
             used: self.reports().map(|report| report.used).fold(0, u64::saturating_add),
+            spaces: self.spaces(),
+            dirty: self.dirty(),
+            rate: 0,
             stage_in: sum(self.reports().map(|report| report.stage_in)),
             input: self.arrivals.input(),
             stage_out: sum(self.reports().map(|report| report.stage_out)),

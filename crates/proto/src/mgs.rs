@@ -350,6 +350,12 @@ pub struct InstanceStatus {
     pub capacity: u64,
     /// Bytes used by objects.
     pub used: u64,
+    /// The share of each node that has told it.
+    pub spaces: Vec<NodeSpace>,
+    /// Bytes that are to be drained yet, as far as was found when somebody looked last; `None` where nobody has.
+    pub dirty: Option<u64>,
+    /// Bytes that were staged in or drained in a second, over all nodes, of late.
+    pub rate: u64,
     /// Stage-in over all nodes.
     pub stage_in: StageFigures,
     /// Whether what is staged in is there.
@@ -366,6 +372,17 @@ pub struct InstanceStatus {
     pub attempts: u32,
     /// Why it is what it is; empty when all is well.
     pub reason: String,
+}
+
+/// A node's share of an instance's capacity.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeSpace {
+    /// The node.
+    pub host: String,
+    /// Bytes.
+    pub capacity: u64,
+    /// Used of them.
+    pub used: u64,
 }
 
 /// Asks for a walk over all targets.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Result, ensure};
 use burstfs_tests::{Job, SOON, Scenario, scenario, wait_for};
 
-/// So many directories with a file of a MiB each; at the rate that the jobs allow that takes ten seconds.
+/// So many directories with a file of a MiB each; at the rate that the jobs allow that takes twenty seconds.
 const DIRS: usize = 40;
 
 /// Makes the input, `in` in alice's directory.
@@ -26,7 +26,7 @@ fn submit<'a>(s: &Scenario<'a>, script: &str) -> Result<Job<'a>> {
     s.job("alice")?
         .nodes(2)
         .burstfs("per_node=200MiB")
-        .burstfs(format!("stage_in source={dir}/in/ destination=/in when=async bwlimit=4MB/s"))
+        .burstfs(format!("stage_in source={dir}/in/ destination=/in when=async bwlimit=2MB/s"))
         .burstfs(format!("stage_out source=/in/ destination={dir}/out"))
         .script(format!("early() {{ burstfs wait --staged-in --timeout 0 2>&1; }}\ncd $BURSTFS\n{script}"))
         .submit()
@@ -48,6 +48,8 @@ fn the_script_starts_at_once_and_finds_what_it_opens() -> Result<()> {
             "echo \"is $BURSTFS_STAGE_IN\"; early; echo \"early $?\"\n\
              cmp in/d{DIRS}/f $SLURM_SUBMIT_DIR/in/d{DIRS}/f && echo \"the last is there\"; early; echo \"still $?\"\n\
              cat in/none in/d09/none 2>/dev/null; echo \"none $?\"; early; echo \"still $?\"\n\
+             until burstfs status -h -o eta -j $SLURM_JOB_ID | grep -q :; do sleep 0.1; done; echo \"eta\"\n\
+             burstfs df -h -j $SLURM_JOB_ID | awk '{{ print $2 }}' | xargs; burstfs top -n 1 | grep -c \"$SLURM_JOB_ID.*READY.*/s\"\n\
              echo own > in/own; rm in/d07/f; mv in/d08/f in/d08/g; echo mine >> in/d09/f\n\
              rm in/d10/f; echo new > in/d10/f; mkdir in/d07/sub\n\
              srun -N1 -n1 -w node2 sh -c 'cd in; ls | wc -l; stat -c %h d02/same; readlink link; stat -c %a empty; stat -c %y d03/f'\n\
@@ -62,6 +64,9 @@ fn the_script_starts_at_once_and_finds_what_it_opens() -> Result<()> {
             "the last is there",
             "still 5",
             "none 1",
+            "eta",
+            "node1 node2 all",
+            "1",
             &entries,
             "2",
             "d01/f",

@@ -34,7 +34,7 @@ fn sync_drains_what_has_changed_and_says_so() -> Result<()> {
         let script = format!(
             "echo one > a; srun -N1 -n1 -w node2 sh -c 'mkdir sub; echo two > sub/b; ln -s b sub/link'\n\
              exec 7> open; echo half >&7\n\
-             burstfs sync; echo \"first $?\"\n\
+             burstfs sync; echo \"first $?\"; echo \"dirty $(burstfs status -h -o dirty)\"\n\
              burstfs sync sub; echo \"second $?\"\n\
              {}\n\
              echo changed > a; cd /; burstfs sync $BURSTFS/out/a; echo \"third $?\"\n\
@@ -51,6 +51,7 @@ fn sync_drains_what_has_changed_and_says_so() -> Result<()> {
         let said = job.output()?;
         let open = "drained 4 files, 13; 1 are being written, and are drained again later";
         ensure!(said.contains(open) && said.contains("drained 0 files, 0; 2 were drained already"), "{said}");
+        ensure!(said.lines().any(|line| line == "dirty 5"), "what is open and not drained is not shown: {said}");
         job.touch("go")?;
         job.wait_line("outside 2")?;
         ensure!(text(&out.join("a")) == "changed\n", "the change is not at the target:\n{}", job.output()?);
