@@ -36,7 +36,8 @@ pub(crate) const ARRIVALS: u64 = 1;
 /// The most items of one answer.
 const ITEMS_MAX: u32 = 256;
 
-/// What becomes of staging records, and of work that nobody can do.
+/// What becomes of staging records, and of work that nobody can do. Called under the lock of the queues, so that a queue is not seen empty
+/// before its sink has all that came of it: a sink does not come back to the queues.
 pub(crate) trait StageSink: Send + Sync {
     /// What came of an item.
     fn records(&self, direction: Direction, records: Vec<Vec<u8>>);
@@ -303,8 +304,8 @@ impl MgsDriver {
         lost.into_iter().for_each(|node| drop(queue.lose(node)));
         let undoable = queue.push(items);
         stages.queues.insert(key, StageQueue { queue, is_seeded: true, sink: sink.clone() });
-        drop(stages);
         sink.undoable(direction, undoable);
+        drop(stages);
         self.wake();
     }
 
@@ -413,13 +414,10 @@ impl MgsDriver {
         };
         tracing::error!("{host} is given up: nothing was heard of it for too long");
         self.change(|mgs| mgs.lose(node));
-        let undoable: Vec<_> = {
-            let mut stages = self.lock_stages();
-            let queues = stages.queues.iter_mut();
-            queues.map(|((direction, _), stage)| (*direction, stage.sink.clone(), stage.queue.lose(node))).collect()
-        };
-        for (direction, sink, items) in undoable {
-            sink.undoable(direction, items);
+        for ((direction, _), stage) in &mut self.lock_stages().queues {
+            // Under the lock, as in `finish`.
+            let undoable = stage.queue.lose(node);
+            stage.sink.undoable(*direction, undoable);
         }
         self.wake();
     }
@@ -433,20 +431,17 @@ impl MgsDriver {
         if finished.is_empty() {
             return;
         }
-        let mut to_sink = Vec::new();
-        let sink = {
+        {
             let mut stages = self.lock_stages();
             let Some(stage) = stages.queues.get_mut(&key) else { return };
             for done in finished {
                 if stage.queue.finish(done.id) {
-                    to_sink.push((done.records, stage.queue.push(done.items)));
+                    let undoable = stage.queue.push(done.items);
+                    // Under the lock: whoever finds the queue empty closes the accounts.
+                    stage.sink.records(direction, done.records);
+                    stage.sink.undoable(direction, undoable);
                 }
             }
-            stage.sink.clone()
-        };
-        for (records, undoable) in to_sink {
-            sink.records(direction, records);
-            sink.undoable(direction, undoable);
         }
         self.wake();
     }
@@ -538,6 +533,7 @@ impl MgsDriver {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use burstfs_proto::mgs::{BarrierDone, Join, Phase, Report, StageFigures};
     use burstfs_types::{ClientId, Code, Xid};
@@ -639,6 +635,43 @@ mod tests {
         assert_eq!(take(&mgs, 0, 3, vec![done]).await, Taken::Over);
         assert_eq!(idle.await.unwrap(), Taken::Over);
         assert_eq!(*sink.0.lock().unwrap(), [[7]]);
+    }
+
+    /// A sink that takes its time.
+    #[derive(Default)]
+    struct Slow {
+        has_begun: AtomicBool,
+        is_done: AtomicBool,
+    }
+
+    impl StageSink for Slow {
+        fn records(&self, _direction: Direction, _records: Vec<Vec<u8>>) {
+            self.has_begun.store(true, Ordering::Release);
+            std::thread::sleep(Duration::from_millis(50));
+            self.is_done.store(true, Ordering::Release);
+        }
+
+        fn undoable(&self, _direction: Direction, _items: Vec<Item>) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn work_is_over_when_all_that_came_of_it_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        let sink = Arc::<Slow>::default();
+        mgs.seed(Direction::In, vec![Item { place: Some(NodeIndex::new(1)), body: vec![1] }], sink.clone());
+        let Taken::Work(work) = take(&mgs, 1, 1, vec![]).await else { panic!("no work") };
+        let done = Finished { id: work[0].0, items: vec![], records: vec![vec![7]] };
+        let handing_in = tokio::spawn({
+            let mgs = mgs.clone();
+            async move { take(&mgs, 1, 2, vec![done]).await }
+        });
+        while !sink.has_begun.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(take(&mgs, 0, 1, vec![]).await, Taken::Over);
+        assert!(sink.is_done.load(Ordering::Acquire), "whoever hears that it is over closes the accounts");
+        assert_eq!(handing_in.await.unwrap(), Taken::Over);
     }
 
     #[tokio::test(start_paused = true)]
