@@ -263,12 +263,13 @@ impl Mdt {
     /// `None` while another MDT decides what the answer is.
     fn try_read(&self, request: &MdsRequest) -> Option<Result<MdsReply, Errno>> {
         let held = ops::plan(request).inos.first().map(|ino| self.locks.read(*ino));
-        if held.is_some_and(|stripe| is_undecided(&stripe, request)) {
+        if held.as_ref().is_some_and(|stripe| is_undecided(stripe, request)) {
             return None;
         }
+        // Under the lock, so that an entry and its inode are of one moment.
         let result = self.with_namespace(|ns| ops::run(ns, request)).map_err(|error| errno_of(&error));
-        let is_elsewhere = |ino: &Ino| self.locks.read(*ino).is_promised(*ino);
-        if matches!(result, Err(Errno::EREMCHG)) && ops::plan(request).inos.first().is_some_and(is_elsewhere) {
+        let is_promised = |ino: &Ino| held.as_ref().is_some_and(|stripe| stripe.is_promised(*ino));
+        if matches!(result, Err(Errno::EREMCHG)) && ops::plan(request).inos.first().is_some_and(is_promised) {
             // The name may be on its way here.
             return None;
         }
