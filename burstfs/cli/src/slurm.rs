@@ -81,18 +81,19 @@ pub(crate) fn jobs(filter: &Filter) -> Result<Vec<Job>, SlurmError> {
 
 /// The job `id`, which has left its nodes, as long as Slurm remembers it.
 pub(crate) fn finished(id: u32) -> Result<Option<Job>, SlurmError> {
-    match run("scontrol", &["--oneliner", "show", "job", &id.to_string()]) {
-        Ok(text) => Ok(parse_shown(id, &text)),
-        Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(show(id)?.and_then(|text| parse_shown(id, &text)))
 }
 
 /// Whether the job `id` waits to be started, again or for the first time.
 pub(crate) fn is_pending(id: u32) -> Result<bool, SlurmError> {
+    Ok(show(id)?.is_some_and(|text| text.split_whitespace().any(|word| word == "JobState=PENDING")))
+}
+
+/// What Slurm says of the job `id`, in one line; `None` when it does not know it.
+fn show(id: u32) -> Result<Option<String>, SlurmError> {
     match run("scontrol", &["--oneliner", "show", "job", &id.to_string()]) {
-        Ok(text) => Ok(text.split_whitespace().any(|word| word == "JobState=PENDING")),
-        Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(false),
+        Ok(text) => Ok(Some(text)),
+        Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -144,16 +144,24 @@ pub(crate) fn render(columns: &[Column], rows: &[(u32, InstanceStatus)], form: F
     if form == Form::Parsable {
         return lines.iter().map(|line| line.join("|") + "\n").collect();
     }
-    let widths: Vec<usize> =
-        (0..columns.len()).map(|at| lines.iter().map(|line| line[at].len()).max().unwrap_or_default()).collect();
-    lines.iter().map(|line| align(columns, &widths, line)).collect()
+    aligned(&lines, |at| columns[at].is_number())
 }
 
-fn align(columns: &[Column], widths: &[usize], line: &[String]) -> String {
-    let cells = columns.iter().zip(widths).zip(line).map(|((column, width), cell)| {
-        if column.is_number() { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-    });
-    cells.collect::<Vec<_>>().join(" ").trim_end().to_owned() + "\n"
+/// The lines under one another, as many cells in each: numbers stand right, words left.
+pub(crate) fn aligned(lines: &[Vec<String>], is_number: impl Fn(usize) -> bool) -> String {
+    let count = lines.first().map_or(0, Vec::len);
+    let widths: Vec<usize> =
+        (0..count).map(|at| lines.iter().map(|line| line[at].len()).max().unwrap_or_default()).collect();
+    let align = |line: &Vec<String>| {
+        let cells = line.iter().zip(&widths).enumerate();
+        let cells = cells.map(
+            |(at, (cell, width))| {
+                if is_number(at) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            },
+        );
+        cells.collect::<Vec<_>>().join(" ").trim_end().to_owned() + "\n"
+    };
+    lines.iter().map(align).collect()
 }
 
 /// `ok`, a percentage, or `-` where there is nothing to stage.
