@@ -605,12 +605,14 @@ impl Life {
     /// Nobody's servers are needed any more. The node with the MGS waits for the others to have heard it, but not for long.
     async fn farewell(&self) {
         match self.node.directory.seat().mgs() {
-            Some(_) => {
+            Some(mgs) => {
                 let all = self.node.directory.barrier(self.own(), Phase::Finished, || {});
                 if tokio::time::timeout(FAREWELL, all).await.is_err() {
                     tracing::warn!("not every node has said that it is done");
                 }
-                // What was asked before is answered, so that nobody waits for an answer that cannot come.
+                // What was asked before is answered, so that nobody waits for an answer that cannot come; at once what is only
+                // waited for, as for a round of draining by a node that has stopped taking part.
+                mgs.leave();
                 if tokio::time::timeout(FAREWELL_ANSWERED, self.node.server.shutdown()).await.is_err() {
                     tracing::info!("not every answer is out");
                 }

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub(crate) struct MgsDriver {
     mgs: Mutex<Mgs>,
     stages: Mutex<Stages>,
     changes: watch::Sender<u64>,
+    /// Nobody is kept waiting any more.
+    is_leaving: AtomicBool,
     state_file: PathBuf,
     own: NodeIndex,
     silence: Mutex<Silence>,
@@ -101,6 +104,7 @@ impl MgsDriver {
             mgs: Mutex::new(mgs),
             stages: Mutex::new(Stages { queues: HashMap::new(), first_id: incarnation }),
             changes: watch::Sender::new(0),
+            is_leaving: AtomicBool::new(false),
             state_file: dir.join(STATE_FILE),
             own,
             silence: Mutex::new(silence),
@@ -209,7 +213,7 @@ impl MgsDriver {
                 Taken::Over => true,
                 Taken::Work(work) => !work.is_empty() || take.items_max == 0,
             };
-            if is_answer || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+            if is_answer || !self.changes_until(deadline, &mut changes).await {
                 return Ok(StageReply::Take(taken));
             }
         }
@@ -465,7 +469,7 @@ impl MgsDriver {
         loop {
             changes.borrow_and_update();
             let found = look();
-            if found.is_some() || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+            if found.is_some() || !self.changes_until(deadline, &mut changes).await {
                 return found;
             }
         }
@@ -478,10 +482,23 @@ impl MgsDriver {
             changes.borrow_and_update();
             let answer = look(&self.lock());
             let is_final = !matches!(answer, Waited::NotYet);
-            if is_final || tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+            if is_final || !self.changes_until(deadline, &mut changes).await {
                 return answer;
             }
         }
+    }
+
+    /// Waits for a change until `deadline`, or until this MGS leaves. Whether there was one.
+    async fn changes_until(&self, deadline: Instant, changes: &mut watch::Receiver<u64>) -> bool {
+        let is_leaving = || self.is_leaving.load(Ordering::Acquire);
+        !is_leaving() && tokio::time::timeout_at(deadline, changes.changed()).await.is_ok()
+    }
+
+    /// Answers all long polls with what there is now, and those that come yet: this MGS's server is about to end, and who
+    /// asked may have stopped listening long ago.
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.wake();
     }
 
     /// Makes a change; where it matters to those who wait or to a restarted node 0, it is kept and they are woken.
@@ -533,7 +550,6 @@ impl MgsDriver {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     use burstfs_proto::mgs::{BarrierDone, Join, Phase, Report, StageFigures};
     use burstfs_types::{ClientId, Code, Xid};
@@ -606,6 +622,38 @@ mod tests {
         assert!(matches!(waiting.await.unwrap(), Ok(MgsReply::WaitMap(Waited::Done(map))) if map.nodes.len() == 2));
         assert_eq!(mgs.call(barrier(0, 0)).await, Ok(MgsReply::Barrier(Waited::NotYet)));
         assert!(matches!(mgs.call(barrier(1, 0)).await, Ok(MgsReply::Barrier(Waited::Done(_)))));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_kept_waiting_by_an_mgs_that_leaves() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        mgs.call(join(0)).await.unwrap();
+        mgs.call(join(1)).await.unwrap();
+        let begun = Instant::now();
+        let polls = [barrier(0, 20_000), MgsRequest::WaitMap(WaitMap { wait_ms: 20_000, newer_than: u64::MAX })];
+        let waiting = polls.map(|poll| {
+            let mgs = mgs.clone();
+            tokio::spawn(async move { mgs.call(poll).await })
+        });
+        let for_round = tokio::spawn({
+            let mgs = mgs.clone();
+            async move { mgs.await_round(0, 20_000).await }
+        });
+        let for_work = tokio::spawn({
+            let mgs = mgs.clone();
+            async move { take(&mgs, 1, 1, vec![]).await }
+        });
+        tokio::task::yield_now().await;
+        mgs.leave();
+        for poll in waiting {
+            let answer = poll.await.unwrap();
+            assert!(matches!(answer, Ok(MgsReply::Barrier(Waited::NotYet) | MgsReply::WaitMap(Waited::NotYet))));
+        }
+        assert_eq!(for_round.await.unwrap(), None);
+        assert_eq!(for_work.await.unwrap(), Taken::Work(vec![]));
+        assert_eq!(mgs.await_round(0, 20_000).await, None, "nor is who comes later");
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
     #[tokio::test]

@@ -61,6 +61,10 @@ fn a_tree_of_everything_comes_back_as_it_was() -> Result<()> {
         // On a node that holds a part of the tree only.
         let (first, _) = job("srun -N1 -n1 -w node3 stat -c 'links %h' $BURSTFS/tree/links/a")?;
         ensure!(first.output()?.contains("links 5"), "{}", first.output()?);
+        let log = s.cluster.logs("node1").join(format!("burstfs/{}.log", first.instance(0)?));
+        let said = |what: &str| std::fs::read_to_string(&log).is_ok_and(|log| log.contains(what));
+        wait_until("the first node to end", SOON, || Ok(said("the end")))?;
+        ensure!(!said("not every answer is out"), "the first node has waited for askers who had stopped listening");
         let found = differences(s, &format!("{dir}/in"), &format!("{dir}/out"))?;
         ensure!(found.is_empty(), "the tree differs from what came back of it:\n{found}");
         let (second, _) = job("true")?;
