@@ -26,7 +26,6 @@ use burstfs_stager::{Brings, Cancel, StageJob, brings, destination};
 use burstfs_types::{Code, Errno, Failure, FileKind, Ino};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::directory::Directory;
 use crate::job;
@@ -68,9 +67,9 @@ pub(crate) fn expected(staging: &Staging, directory: &Directory) -> Option<Arc<A
 
 /// This node's part, until it is stopped.
 pub(crate) struct Arriving {
+    /// Set when this node's part is to end; closed when both tasks have.
     stop: watch::Sender<bool>,
     cancel: Cancel,
-    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Arriving {
@@ -92,9 +91,9 @@ impl Arriving {
         }
         let (stop, stopped) = watch::channel(false);
         let cancel = Cancel::default();
-        let news = tokio::spawn(hear(directory.clone(), arrivals.clone(), stopped.clone()));
-        let bring = tokio::spawn(bring(description, staging, directory, arrivals, cancel.clone(), stopped));
-        Ok(Arriving { stop, cancel, tasks: vec![news, bring] })
+        tokio::spawn(hear(directory.clone(), arrivals.clone(), stopped.clone()));
+        tokio::spawn(bring(description, staging, directory, arrivals, cancel.clone(), stopped));
+        Ok(Arriving { stop, cancel })
     }
 
     /// Ends this node's part: returns when nothing of it is at work any more.
@@ -104,11 +103,8 @@ impl Arriving {
         if let Some(mgs) = directory.seat().mgs() {
             mgs.drop_arrivals();
         }
-        for task in &self.tasks {
-            while !task.is_finished() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
+        // Each task holds a receiver until its end, whichever way it ends.
+        self.stop.closed().await;
     }
 }
 

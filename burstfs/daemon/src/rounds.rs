@@ -28,7 +28,6 @@ use burstfs_proto::stage::{Direction, Item, Round};
 use burstfs_spec::{Atomic, DrainOn, DrainWhen, StageOut};
 use burstfs_stager::{Cancel, RoundPlan, RoundTally, Selection, StageJob, Takes, seed_round};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::directory::{Directory, Seat};
@@ -140,9 +139,9 @@ impl MgsDriver {
 
 /// This node's part in rounds, until it is stopped.
 pub(crate) struct Follower {
+    /// Set when this node's part is to end; closed when both tasks have.
     stop: watch::Sender<bool>,
     cancel: Arc<Mutex<Cancel>>,
-    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Follower {
@@ -154,9 +153,9 @@ impl Follower {
     ) -> Follower {
         let (stop, stopped) = watch::channel(false);
         let cancel = Arc::<Mutex<Cancel>>::default();
-        let follow = follow(staging.clone(), directory.clone(), cancel.clone(), stopped.clone());
-        let tasks = vec![tokio::spawn(follow), tokio::spawn(schedule(description, staging, directory, stopped))];
-        Follower { stop, cancel, tasks }
+        tokio::spawn(follow(staging.clone(), directory.clone(), cancel.clone(), stopped.clone()));
+        tokio::spawn(schedule(description, staging, directory, stopped));
+        Follower { stop, cancel }
     }
 
     /// Ends this node's part: returns when nothing of it is at work any more.
@@ -166,11 +165,8 @@ impl Follower {
             mgs.close_rounds();
         }
         self.cancel.lock().unwrap_or_else(PoisonError::into_inner).cancel();
-        for task in &self.tasks {
-            while !task.is_finished() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        }
+        // Each task holds a receiver until its end, whichever way it ends.
+        self.stop.closed().await;
     }
 }
 
