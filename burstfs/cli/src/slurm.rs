@@ -89,13 +89,18 @@ pub(crate) fn is_pending(id: u32) -> Result<bool, SlurmError> {
     Ok(show(id)?.is_some_and(|text| text.split_whitespace().any(|word| word == "JobState=PENDING")))
 }
 
-/// What Slurm says of the job `id`, in one line; `None` when it does not know it.
+/// What Slurm says of the job `id` behind the line with its name, which is the user's and could pass for anything else; `None`
+/// when Slurm does not know the job. A path has a line of its own, and may have blanks.
 fn show(id: u32) -> Result<Option<String>, SlurmError> {
-    match run("scontrol", &["--oneliner", "show", "job", &id.to_string()]) {
-        Ok(text) => Ok(Some(text)),
+    match run("scontrol", &["show", "job", &id.to_string()]) {
+        Ok(text) => Ok(Some(without_name(&text).to_owned())),
         Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn without_name(shown: &str) -> &str {
+    shown.split_once('\n').map_or("", |(_, rest)| rest)
 }
 
 fn parse_shown(id: u32, text: &str) -> Option<Job> {
@@ -119,9 +124,12 @@ impl Filter {
 
 /// Where the job's output goes, and its working directory, as far as Slurm still knows the job.
 pub(crate) fn places(job: u32) -> (Option<PathBuf>, Option<PathBuf>) {
-    let text = run("scontrol", &["show", "job", &job.to_string()]).unwrap_or_default();
-    let line = |key: &str| text.lines().find_map(|line| line.trim_start().strip_prefix(key)).map(PathBuf::from);
-    (line("StdOut="), line("WorkDir="))
+    let text = show(job).ok().flatten().unwrap_or_default();
+    (path_of(&text, "StdOut="), path_of(&text, "WorkDir="))
+}
+
+fn path_of(shown: &str, key: &str) -> Option<PathBuf> {
+    shown.lines().find_map(|line| line.trim_start().strip_prefix(key)).map(PathBuf::from)
 }
 
 /// The value of `ClusterName` in Slurm's configuration.
@@ -176,11 +184,16 @@ mod tests {
 
     #[test]
     fn reads_a_job_that_is_over() {
-        let shown = "JobId=17 JobName=x UserId=alice(7001) GroupId=a(7) JobState=COMPLETED Restarts=1 NodeList=node[1-2] \
-                     BatchHost=node1";
+        let shown = "JobId=17 JobName=x UserId=root(0) JobState=PENDING\n   UserId=alice(7001) GroupId=a(7) MCS_label=N/A\n   \
+                     JobState=COMPLETED Reason=None\n   Requeue=1 Restarts=1 BatchFlag=1\n   NodeList=node[1-2]\n   \
+                     BatchHost=node1\n   WorkDir=/home/a b\n   StdOut=/home/a b/out\n";
+        let shown = without_name(shown);
         let job = parse_shown(17, shown).unwrap();
         assert_eq!((job.user.as_str(), job.hosts.len(), job.restart_count), ("alice", 2, 1));
-        assert_eq!(parse_shown(17, "JobId=17 NodeList=(null)"), None);
+        assert_eq!(job.state, "COMPLETED", "what the job is called is nothing that Slurm says");
+        assert_eq!(path_of(shown, "StdOut="), Some("/home/a b/out".into()));
+        assert_eq!(path_of(shown, "WorkDir="), Some("/home/a b".into()));
+        assert_eq!(parse_shown(17, "   NodeList=(null)"), None);
     }
 
     #[test]
