@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burstfs_proto::mds::{ChangeState, EndChange, MarkChange, MdsReply, MdsRequest};
+use burstfs_proto::mds::{ChangeState, EndChange, MdsReply, MdsRequest};
 use burstfs_types::{Errno, Ino};
 
 use crate::mdt::{Mdt, logged};
@@ -55,7 +55,6 @@ impl Mdt {
         let answered = match request {
             MdsRequest::GetChange(it) => self.change_of(it.ino).map(MdsReply::GetChange),
             MdsRequest::EndChange(it) => self.end_change(it).map(MdsReply::EndChange),
-            MdsRequest::MarkChange(it) => self.mark_change(it).map(MdsReply::MarkChange),
             _ => return None,
         };
         Some(answered.map_err(|error| logged(&error)))
@@ -83,17 +82,6 @@ impl Mdt {
             }
             Some(_) => Ok(false),
         }
-    }
-
-    /// The file's bytes change without an open: it is truncated by its name.
-    fn mark_change(&self, request: &MarkChange) -> Result<(), StoreError> {
-        let ino = request.ino;
-        let _locked = self.locks.write([ino]);
-        let Some(number) = self.changes.next() else { return Ok(()) };
-        if self.engine.get(&key::inode(ino))?.is_none() {
-            return Ok(());
-        }
-        self.engine.commit(vec![(key::change(ino), Some(encode(&number)))])
     }
 
     fn stored_change(&self, ino: Ino) -> Result<Option<u64>, StoreError> {

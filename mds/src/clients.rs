@@ -248,6 +248,12 @@ impl Clients {
         was_last
     }
 
+    /// Those that were known before the MDT was opened.
+    pub(crate) fn known(&self) -> Vec<ClientId> {
+        let by_node = self.by_node.read().unwrap_or_else(PoisonError::into_inner);
+        by_node.values().map(|client| client.id).collect()
+    }
+
     /// Whether there may be opens from before the MDT was opened.
     pub(crate) fn has_survivors(&self) -> bool {
         self.survivor_count.load(Ordering::Acquire) > 0

@@ -25,6 +25,7 @@ mod destroy;
 mod file_locks;
 mod habits;
 mod inos;
+mod leases;
 mod locks;
 mod mdt;
 mod namespace;

@@ -101,6 +101,14 @@ pub(crate) struct Lesson {
     pub(crate) by_several: bool,
 }
 
+/// A file that a client had open when it was evicted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Forgotten {
+    pub(crate) ino: Ino,
+    /// Whether for writing.
+    pub(crate) was_written: bool,
+}
+
 impl Stripe {
     fn holder_of_name(&self, parent: Ino, name: &Name) -> Option<Holder> {
         let names = &self.held.get(&parent)?.names;
@@ -121,19 +129,22 @@ impl Stripe {
         self.held.get(&ino).is_some_and(|held| held.holders().any(|holder| holder.is_promised))
     }
 
+    /// Whether somebody holds `ino`, or a name in it.
+    pub(crate) fn is_held(&self, ino: Ino) -> bool {
+        self.held.contains_key(&ino)
+    }
+
     /// Whether somebody has `ino` open for writing, or had until he closes what he has open of it.
     pub(crate) fn is_open_for_writing(&self, ino: Ino) -> bool {
         self.opens.get(&ino).is_some_and(|open| open.writers() > 0)
     }
 
     /// Forgets the opens of `client`; gives the inodes that it had open.
-    pub(crate) fn forget_opens(&mut self, client: ClientId) -> Vec<Ino> {
+    fn forget_opens(&mut self, client: ClientId) -> Vec<Forgotten> {
         let mut forgotten = Vec::new();
         self.opens.retain(|ino, open| {
-            let before = open.by.len();
-            open.by.retain(|by| by.client != client);
-            if open.by.len() < before {
-                forgotten.push(*ino);
+            for gone in open.by.extract_if(.., |by| by.client == client) {
+                forgotten.push(Forgotten { ino: *ino, was_written: gone.writes });
             }
             !open.by.is_empty()
         });
@@ -215,7 +226,7 @@ impl Locked<'_> {
     }
 
     /// Forgets the opens of `client` in the stripes held.
-    pub(crate) fn forget_opens(&mut self, client: ClientId) -> Vec<Ino> {
+    pub(crate) fn forget_opens(&mut self, client: ClientId) -> Vec<Forgotten> {
         self.guards.iter_mut().flat_map(|(_, stripe)| stripe.forget_opens(client)).collect()
     }
 
@@ -404,7 +415,7 @@ mod tests {
         locked.remove_open(ino(7), client(1));
         assert!(locked.is_open_for_writing(ino(7)), "which of the two was closed is not known");
         assert_eq!((locked.opens_by(ino(7), client(1)), locked.opens_by_all(ino(7))), (1, 2));
-        assert_eq!(locked.forget_opens(client(1)), [ino(7)]);
+        assert_eq!(locked.forget_opens(client(1)), [Forgotten { ino: ino(7), was_written: true }]);
         assert_eq!(locked.opens_by_all(ino(7)), 1);
         assert!(!locked.is_open_for_writing(ino(7)));
     }

@@ -33,6 +33,7 @@ use crate::destroy::Destroys;
 use crate::file_locks::FileLocks;
 use crate::habits::Habits;
 use crate::inos::Inos;
+use crate::leases::{Conflicts, Leases};
 use crate::locks::{Locked, Locks, Needs, Stripe};
 use crate::namespace::{Effects, Namespace, OpError, OpenFiles};
 use crate::ops::{self, Plan};
@@ -82,6 +83,7 @@ pub struct Mdt {
     pub(crate) splits: Splits,
     pub(crate) file_locks: FileLocks,
     pub(crate) changes: Changes,
+    pub(crate) leases: Leases,
 }
 
 /// What came of trying a request.
@@ -89,6 +91,7 @@ enum Tried {
     Done(MdsReply),
     Busy,
     Several,
+    Leased(Conflicts),
 }
 
 /// A request with what belongs to it.
@@ -126,6 +129,7 @@ impl Mdt {
             locks: Locks::new(),
             file_locks: FileLocks::load(&*engine, &clients)?,
             changes: Changes::load(&*engine, config.tracks_changes)?,
+            leases: Leases::new(clients.known()),
             clients,
             inos: Inos::load(&*engine, config.mdt)?,
             inode_count: AtomicI64::new(inodes),
@@ -159,6 +163,11 @@ impl Mdt {
         Ok(arrival.client)
     }
 
+    /// Whether this is a client that may have something still.
+    pub(crate) fn is_client(&self, id: ClientId) -> bool {
+        matches!(self.clients.get(id), Ok(Some(client)) if !client.is_evicted())
+    }
+
     /// A node will not come back: its client has nothing open and no locks any more.
     pub fn lose_node(&self, node: NodeIndex) {
         if let Some(client) = self.clients.lose(node)
@@ -172,9 +181,13 @@ impl Mdt {
     fn evict(&self, client: &Client) -> Result<(), StoreError> {
         tracing::info!(client = %client.id, "evicted: its node has a newer one, or none");
         self.file_locks.forget(&*self.engine, client.id);
+        self.leases.forget(client.id);
         for mut locked in self.locks.each() {
-            for ino in locked.forget_opens(client.id) {
-                self.release_orphan(&locked, ino)?;
+            for forgotten in locked.forget_opens(client.id) {
+                if forgotten.was_written {
+                    self.leases.bar(forgotten.ino);
+                }
+                self.release_orphan(&locked, forgotten.ino)?;
             }
         }
         if self.clients.end_survivor(client.id.node) { self.release_all_orphans() } else { Ok(()) }
@@ -250,10 +263,10 @@ impl Mdt {
         self.destroys.add(&effects.destroyed);
     }
 
-    async fn read(&self, request: &MdsRequest) -> Result<MdsReply, Errno> {
+    async fn read(&self, client: &Client, request: &MdsRequest) -> Result<MdsReply, Errno> {
         loop {
             let released = self.locks.released();
-            if let Some(result) = self.try_read(request) {
+            if let Some(result) = self.try_read(client, request) {
                 return result;
             }
             released.await;
@@ -261,7 +274,16 @@ impl Mdt {
     }
 
     /// `None` while another MDT decides what the answer is.
-    fn try_read(&self, request: &MdsRequest) -> Option<Result<MdsReply, Errno>> {
+    fn try_read(&self, client: &Client, request: &MdsRequest) -> Option<Result<MdsReply, Errno>> {
+        let answer = match request {
+            MdsRequest::LeasedLookup(it) => self.leased_lookup(client, it)?.map(MdsReply::LeasedLookup),
+            MdsRequest::LeasedGetAttr(it) => self.leased_get_attr(client, it)?.map(MdsReply::LeasedGetAttr),
+            _ => return self.try_plain_read(request),
+        };
+        Some(answer.map_err(|error| errno_of(&error)))
+    }
+
+    fn try_plain_read(&self, request: &MdsRequest) -> Option<Result<MdsReply, Errno>> {
         let held = ops::plan(request).inos.first().map(|ino| self.locks.read(*ino));
         if held.as_ref().is_some_and(|stripe| is_undecided(stripe, request)) {
             return None;
@@ -312,6 +334,7 @@ impl Mdt {
                 Tried::Done(reply) => return Ok(reply),
                 Tried::Busy => released.await,
                 Tried::Several => return self.transact(&job).await,
+                Tried::Leased(conflicts) => self.recall(conflicts).await,
             }
         }
     }
@@ -334,6 +357,9 @@ impl Mdt {
             }
             return match self.run(job, &locked, &mut tx) {
                 Ok((reply, effects)) => {
+                    if let Some(conflicts) = self.leases.conflicts(&effects.changed, Some(job.client.id)) {
+                        return Ok(Tried::Leased(conflicts));
+                    }
                     if let Some(running) = job.running.filter(|_| has_durable_effect(job.request)) {
                         running.store(&mut tx, job.request, &reply);
                     }
@@ -377,7 +403,10 @@ impl MetadataService for Mdt {
             return Ok(self.statfs());
         }
         if is_peers(&request) {
-            return self.answer_peer(&request);
+            return self.answer_peer(&request).await;
+        }
+        if request.class() != Class::ReadOnly {
+            self.leases_recovered().await;
         }
         if let Some(answer) = self.answer_changes(&request) {
             return answer;
@@ -385,7 +414,7 @@ impl MetadataService for Mdt {
         match request.class() {
             Class::ReadOnly => match self.ask_locks(&client, &request).await {
                 Some(answer) => answer,
-                None => self.read(&request).await,
+                None => self.read(&client, &request).await,
             },
             Class::Idempotent => self.modify(&client, None, &request).await,
             Class::Replayable => self.replayable(&client, caller, &request).await,

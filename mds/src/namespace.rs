@@ -7,9 +7,11 @@
 //!
 //! Failure: an [`OpError`]; the transaction must then be dropped, it may hold half of an operation.
 
+use burstfs_proto::leases::Leased;
 use burstfs_proto::mds::{Habit, WantedLayout};
 use burstfs_types::{Errno, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, Timestamp};
 
+use crate::leases::{attributes, entries};
 use crate::mdt::MdtConfig;
 use crate::record::{Body, CookieEntry, Dentry, Inode, RegularFile, Spread, decode, encode, key};
 use crate::store::{StoreError, Transaction};
@@ -84,6 +86,8 @@ pub(crate) struct Effects {
     pub(crate) grown: Option<(Ino, u64)>,
     /// The names of this directory are to move.
     pub(crate) moving: Option<Ino>,
+    /// What others may have kept and is different now.
+    pub(crate) changed: Vec<Leased>,
 }
 
 /// A directory that was read, to be changed and saved.
@@ -194,6 +198,7 @@ impl<'t> Namespace<'t> {
     }
 
     pub(crate) fn put_inode(&mut self, ino: Ino, inode: &Inode) {
+        self.effects.changed.push(attributes(ino));
         self.tx.put(key::inode(ino), encode(inode));
         if matches!(inode.body, Body::Regular(_) | Body::Symlink { .. }) {
             self.mark_changed(ino);
@@ -214,6 +219,15 @@ impl<'t> Namespace<'t> {
         self.put_inode(ino, inode);
         self.effects.inodes += 1;
         Ok(ino)
+    }
+
+    /// The caller opens a file. Its attributes are nobody's to keep once somebody may write it.
+    pub(crate) fn open(&mut self, ino: Ino, inode: &Inode, writes: bool) {
+        self.effects.opened = Some(Opened::new(ino, inode, writes));
+        if writes {
+            self.effects.changed.push(attributes(ino));
+            self.mark_changed(ino);
+        }
     }
 
     /// The directory `ino`. ENOENT when it was removed: nothing is found or made in it any more.
@@ -248,6 +262,7 @@ impl<'t> Namespace<'t> {
 
     /// Writes an entry under the cookie that it has.
     pub(crate) fn put_dentry(&mut self, parent: Ino, name: &Name, dentry: Dentry) {
+        self.effects.changed.push(entries(parent));
         self.tx.put(key::dentry(parent, name), encode(&dentry));
         let by_cookie = CookieEntry { name: name.clone(), ino: dentry.ino, kind: dentry.kind };
         self.tx.put(key::cookie(parent, dentry.cookie), encode(&by_cookie));
@@ -280,6 +295,7 @@ impl<'t> Namespace<'t> {
             directory.inode.nlink -= 1;
         }
         self.touch(directory);
+        self.effects.changed.push(entries(directory.ino));
         self.delete_dentry(directory.ino, name, dentry.cookie);
     }
 
@@ -343,6 +359,7 @@ impl<'t> Namespace<'t> {
 
     fn remove_inode(&mut self, ino: Ino, inode: Inode) -> Result<(), OpError> {
         self.tx.delete(key::inode(ino));
+        self.effects.changed.extend([attributes(ino), entries(ino)]);
         if let Body::Directory { spread: Spread::Shard { .. }, .. } = inode.body {
             self.tx.delete(key::shard(ino));
         } else {

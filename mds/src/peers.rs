@@ -1,6 +1,7 @@
-//! The way to the other MDTs.
+//! The way to the other MDTs, and to the clients.
 
 use async_trait::async_trait;
+use burstfs_proto::leases::Recall;
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_types::{Errno, MdtIndex};
 
@@ -12,9 +13,13 @@ pub trait Peers: Send + Sync + 'static {
 
     /// Whether `mdt` will never answer again: its node is gone, and its records with it.
     fn is_lost(&self, mdt: MdtIndex) -> bool;
+
+    /// Takes leases back from a client, of any node. Succeeds when it keeps nothing of them any more, or is no more itself;
+    /// fails within seconds when it does not answer, and is then asked again.
+    async fn recall(&self, recall: Recall) -> Result<(), Errno>;
 }
 
-/// For an instance with one MDT.
+/// For an instance with one MDT, whose clients keep nothing.
 pub struct NoPeers;
 
 #[async_trait]
@@ -25,5 +30,9 @@ impl Peers for NoPeers {
 
     fn is_lost(&self, _mdt: MdtIndex) -> bool {
         false
+    }
+
+    async fn recall(&self, _recall: Recall) -> Result<(), Errno> {
+        Ok(())
     }
 }

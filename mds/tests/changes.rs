@@ -7,7 +7,7 @@ mod support;
 
 use burstfs_mds::MemoryEngine;
 use burstfs_proto::mds::{
-    ChangeState, Close, EndChange, GetChange, MarkChange, MdsReply, Open, SetXattr, Symlink, XattrMode,
+    ChangeState, Close, EndChange, GetChange, MdsReply, Open, SetAttr, SetXattr, Symlink, XattrMode,
 };
 use burstfs_types::Ino;
 use support::{Bench, Medium, name};
@@ -46,6 +46,12 @@ fn drain(bench: &mut Bench, ino: Ino) -> bool {
     end(bench, ino, number) && !change(bench, ino).is_changed()
 }
 
+/// What says that somebody is about to truncate a file by its path.
+fn truncation(ino: Ino) -> SetAttr {
+    let (mode, uid, gid, atime, mtime) = (None, None, None, None, None);
+    SetAttr { ino, mode, uid, gid, atime, mtime, kill_set_id: false, opens: true }
+}
+
 #[test]
 fn a_file_is_changed_until_it_is_drained_and_again_when_it_is_opened_for_writing() {
     on_both(|bench| {
@@ -72,7 +78,9 @@ fn a_change_behind_the_one_that_was_drained_stays() {
         bench.call(Open { ino, writes: true }).unwrap();
         bench.call(Close { ino }).unwrap();
         assert!(!end(bench, ino, number) && drain(bench, ino));
-        bench.call(MarkChange { ino }).unwrap();
+        bench.call(truncation(ino)).unwrap();
+        assert!(change(bench, ino).is_writable);
+        bench.call(Close { ino }).unwrap();
         assert!(change(bench, ino).is_changed() && drain(bench, ino));
         bench
             .call(SetXattr { ino, name: b"user.a".to_vec(), value: vec![1], mode: XattrMode::Any, kill_set_gid: false })
@@ -89,7 +97,7 @@ fn links_change_and_what_is_gone_leaves_no_record() {
         assert!(change(bench, attr.ino).is_changed() && drain(bench, attr.ino));
         let file = bench.file(Ino::ROOT, "f");
         bench.unlink(Ino::ROOT, "f").unwrap();
-        bench.call(MarkChange { ino: file }).unwrap();
+        bench.call(truncation(file)).unwrap_err();
         assert_eq!(change(bench, file).number, None);
     });
 }
@@ -103,7 +111,7 @@ fn a_restart_forgets_no_change_and_gives_no_number_twice() {
         bench.reopen();
         assert!(!of_next_client(bench, drained).is_changed() && of_next_client(bench, changed).number == before);
         let caller = bench.caller_of(0, 2);
-        bench.call_as(caller, MarkChange { ino: changed }).unwrap();
+        bench.call_as(caller, truncation(changed)).unwrap();
         assert!(of_next_client(bench, changed).number > before);
     });
 }

@@ -18,7 +18,7 @@ fn bench() -> Bench {
 }
 
 fn chmod(ino: Ino, mode: u16) -> SetAttr {
-    SetAttr { ino, mode: Some(mode), uid: None, gid: None, atime: None, mtime: None, kill_set_id: false }
+    SetAttr { ino, mode: Some(mode), uid: None, gid: None, atime: None, mtime: None, kill_set_id: false, opens: false }
 }
 
 fn set_xattr(ino: Ino, text: &[u8], value: &[u8], mode: XattrMode) -> SetXattr {

@@ -215,6 +215,7 @@ fn what_is_made_in_a_shard_inherits_what_the_directory_says() {
         atime: None,
         mtime: None,
         kill_set_id: false,
+        opens: false,
     };
     client.ask(dir.mdt(), change).unwrap();
     let pattern = StripePattern::new(Some(2), 1 << 16).unwrap();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use burstfs_mds::{Mdt, MemoryEngine, ObjectRemover, Peers};
 use burstfs_placement::directory_home;
+use burstfs_proto::leases::Recall;
 use burstfs_proto::mds::*;
 use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_types::*;
@@ -56,6 +57,10 @@ impl Peers for Wire {
 
     fn is_lost(&self, _mdt: MdtIndex) -> bool {
         false
+    }
+
+    async fn recall(&self, _recall: Recall) -> Result<(), Errno> {
+        Ok(())
     }
 }
 
@@ -163,6 +168,7 @@ fn a_group_is_inherited_over_mdts() {
         atime: None,
         mtime: None,
         kill_set_id: false,
+        opens: false,
     };
     two.benches[0].call(set).unwrap();
     let dir = two.benches[0].mkdir(Ino::ROOT, &remote(0)).unwrap();

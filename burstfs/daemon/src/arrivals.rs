@@ -89,6 +89,8 @@ impl Arriving {
                 Err(failure) => return Err(failure),
             }
         }
+        // A name that was not there before may come now, and is to be waited for.
+        fs.take_from_kernel().await;
         let (stop, stopped) = watch::channel(false);
         let cancel = Cancel::default();
         tokio::spawn(hear(directory.clone(), arrivals.clone(), stopped.clone()));

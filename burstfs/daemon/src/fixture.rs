@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use burstfs_client::fs::{ClientFs, Node as ClientNode, RemoteNode, Targets as ClientTargets};
+use burstfs_client::fs::{ClientFs, Leases, Node as ClientNode, RemoteNode, Targets as ClientTargets};
 use burstfs_mds::{Mdt, MdtConfig, MemoryEngine, SystemClock};
 use burstfs_mgs::{Identity as InstanceIdentity, Mgs};
 use burstfs_net::{ChannelLimits, Client, Identity, Munge, Tcp, TcpConfig, XidSource};
@@ -38,7 +38,8 @@ impl Fixture {
         let map_nodes =
             named.map(|(node, host)| MapNode { host: host.clone(), address: address(node), rdma: Vec::new() });
         let map = Map { generation: 1, nodes: map_nodes.collect() };
-        let links = Links::new(client.clone());
+        let leases = Arc::new(Leases::new(ClientId { node, incarnation: 1 }));
+        let links = Links::new(client.clone(), node, Arc::clone(&leases));
         links.set_map(&map);
         let config = MdtConfig {
             mdt: MdtIndex::new(own),
@@ -62,7 +63,7 @@ impl Fixture {
                 ClientNode::Remote(RemoteNode::new(&client, address(there), RPC_TIMEOUT))
             }
         });
-        let fs = ClientFs::new(ClientTargets::new(targets.collect(), client.xids().clone()), node);
+        let fs = ClientFs::new(ClientTargets::new(targets.collect(), client.xids().clone()), node, leases);
         let lost = Arc::new(LostNodes::new(node, hosts, Arc::new(fs), links.clone(), mdt));
         Fixture { client, map, links, lost, dir, own: node }
     }

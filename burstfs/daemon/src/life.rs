@@ -368,7 +368,7 @@ impl Life {
             self.reporter.tell().await;
         }
         if arrivals.is_some() && directory.seat().mgs().is_some_and(|mgs| !mgs.has_arrived()) {
-            arrivals::prepare(&self.description, &self.staging, &self.node.fs).await?;
+            arrivals::prepare(&self.description, &self.staging, &self.node.fs.gathering()).await?;
         }
         if let Some(mgs) = directory.seat().mgs().filter(|mgs| mgs.drain_deadline().is_none()) {
             mgs.set_drain_deadline(limit::told(&self.description, self.staging.directives()).await);

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use burstfs_client::fs::Leases;
 use burstfs_mds::{ObjectRemover, Peers};
 use burstfs_net::{Channel, Client, ClientBulk, Deadline, Numbered, RpcError};
 use burstfs_oss::Ost;
 use burstfs_proto::Rpc;
+use burstfs_proto::leases::Recall;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
 use burstfs_proto::mgs::Map;
 use burstfs_proto::oss::Remove;
@@ -22,18 +24,24 @@ use tokio::sync::watch;
 /// How long a request waits for a node that does not answer: longer than a daemon takes to be started again.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long one attempt to take leases back waits for an answer: who has waited so long asks again.
+const RECALL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The channels to all nodes, by node index. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Links {
     client: Client,
     channels: Arc<watch::Sender<Vec<Channel>>>,
     lost: Arc<Mutex<HashSet<NodeIndex>>>,
+    own: NodeIndex,
+    /// What this node's kernel keeps.
+    leases: Arc<Leases>,
 }
 
 impl Links {
-    /// No map yet.
-    pub(crate) fn new(client: Client) -> Links {
-        Links { client, channels: Arc::new(watch::Sender::new(Vec::new())), lost: Arc::default() }
+    /// No map yet. `leases` are those of this node's own client.
+    pub(crate) fn new(client: Client, own: NodeIndex, leases: Arc<Leases>) -> Links {
+        Links { client, channels: Arc::new(watch::Sender::new(Vec::new())), lost: Arc::default(), own, leases }
     }
 
     /// Takes the map over.
@@ -95,6 +103,14 @@ impl Peers for Links {
 
     fn is_lost(&self, mdt: MdtIndex) -> bool {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).contains(&NodeIndex::new(mdt.get()))
+    }
+
+    async fn recall(&self, recall: Recall) -> Result<(), Errno> {
+        if recall.client.node == self.own {
+            return self.leases.recall(recall).await;
+        }
+        let channel = self.channel(recall.client.node.get()).await?;
+        Ok(channel.call(&recall, Deadline::after(RECALL_TIMEOUT)).await?)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use burstfs_client::fs::{ClientFs, Node as ClientNode, RemoteNode, Targets as ClientTargets};
+use burstfs_client::fs::{ClientFs, Leases, Node as ClientNode, RemoteNode, Targets as ClientTargets};
 use burstfs_client::fuse::{self, Arrivals, FuseConfig, FuseSession, Passthrough};
 use burstfs_mds::{Mdt, MdtConfig, RocksEngine, SystemClock};
 use burstfs_mgs::{Identity as InstanceIdentity, Mgs};
@@ -171,10 +171,11 @@ impl Joining {
         let own = NodeIndex::new(description.node_index);
         let id = ClientId { node: own, incarnation: description.incarnation.saturating_add(1) };
         let client = client(description, &self.network, id);
-        let links = Links::new(client.clone());
+        let leases = Arc::new(Leases::new(id));
+        let links = Links::new(client.clone(), own, Arc::clone(&leases));
         let opened = tokio::task::spawn_blocking({
             let (description, links) = (description.clone(), links.clone());
-            move || open_targets(&description, links)
+            move || open_targets(&description, links, leases)
         });
         let rdma = self.network.rdma_addresses();
         let held = description.held.as_ref();
@@ -333,7 +334,7 @@ fn client(description: &InstanceDescription, network: &Network, id: ClientId) ->
     Client::new(Arc::new(network.clone()), identity, XidSource::new(id), ChannelLimits::default())
 }
 
-fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Result<Targets> {
+fn open_targets(description: &InstanceDescription, links: Links, leases: Arc<Leases>) -> anyhow::Result<Targets> {
     let engine = open_engine(&description.data_dir.join("mdt"))?;
     let config = MdtConfig {
         mdt: MdtIndex::new(description.node_index),
@@ -349,7 +350,7 @@ fn open_targets(description: &InstanceDescription, links: Links) -> anyhow::Resu
     let mdt = Mdt::open(config, Arc::new(engine), Arc::new(links.clone()), Arc::new(SystemClock)).context("MDT")?;
     let options = Options { capacity_bytes: description.capacity_bytes, open_files_max: OPEN_FILES_MAX };
     let ost = Ost::open(&description.data_dir.join("ost"), options).context("OST")?;
-    Ok(Targets { own: NodeIndex::new(description.node_index), mdt: Arc::new(mdt), ost: Arc::new(ost), links })
+    Ok(Targets { own: NodeIndex::new(description.node_index), mdt: Arc::new(mdt), ost: Arc::new(ost), links, leases })
 }
 
 fn open_engine(dir: &Path) -> anyhow::Result<RocksEngine> {
@@ -364,7 +365,8 @@ fn client_fs(own: NodeIndex, map: &Map, targets: &Targets, client: &Client) -> C
             ClientNode::Remote(RemoteNode::new(client, there.address, RPC_TIMEOUT))
         }
     });
-    ClientFs::new(ClientTargets::new(nodes.collect(), client.xids().clone()), own)
+    let targets_of_client = ClientTargets::new(nodes.collect(), client.xids().clone());
+    ClientFs::new(targets_of_client, own, Arc::clone(&targets.leases))
 }
 
 /// Objects of removed files go in the background, for as long as the daemon lives.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use burstfs_client::fs::Leases;
 use burstfs_mds::Mdt;
 use burstfs_net::{Handler, Peer};
 use burstfs_oss::Ost;
 use burstfs_proto::DecodeError;
 use burstfs_proto::batch::{self, BatchReply, BatchRequest};
 use burstfs_proto::hello::Role;
+use burstfs_proto::leases::{LeaseReply, LeaseRequest};
 use burstfs_proto::mds::MdsRequest;
 use burstfs_proto::mgs::{MgsReply, MgsRequest};
 use burstfs_proto::oss::OssRequest;
@@ -41,6 +43,8 @@ pub(crate) struct Targets {
     pub(crate) ost: Arc<Ost>,
     /// The way to the others'.
     pub(crate) links: Links,
+    /// What this node's kernel keeps.
+    pub(crate) leases: Arc<Leases>,
 }
 
 /// Answers what comes over the network. The targets are opened while the node joins, so they may be a moment away.
@@ -138,6 +142,10 @@ impl Handler for Roles {
                 let BatchRequest::Batch(batch) = BatchRequest::decode(opcode, body).map_err(refused)?;
                 let mdt = self.targets().await?.mdt;
                 batch::run(&*mdt, caller, batch).await.map(|replies| BatchReply::Batch(replies).encode())
+            }
+            6 => {
+                let LeaseRequest::Recall(recall) = LeaseRequest::decode(opcode, body).map_err(refused)?;
+                self.targets().await?.leases.recall(recall).await.map(|()| LeaseReply::Recall(()).encode())
             }
             _ => Err(refused(DecodeError::UnknownOpcode(opcode))),
         }

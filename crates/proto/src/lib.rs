@@ -9,6 +9,7 @@ mod table;
 pub mod batch;
 pub mod frame;
 pub mod hello;
+pub mod leases;
 pub mod locks;
 pub mod mds;
 pub mod mgs;

@@ -3,9 +3,12 @@
 //! Who may call: clients of the instance, and other MDSs (the `Peer*` requests). An error of the file system is an
 //! [`Errno`](burstfs_types::Errno) in the reply's place.
 
-use burstfs_types::{Attr, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, ObjectId, OstIndex, Shards, Timestamp};
+use burstfs_types::{
+    Attr, ClientId, FileKind, Ino, Layout, LayoutPolicy, MdtIndex, Name, ObjectId, OstIndex, Shards, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
+use crate::leases::{LeasedAttr, LeasedEntry, LeasedGetAttr, LeasedLookup};
 use crate::locks::{AwaitLocks, GetLock, LeaveQueue, LockAnswer, LockHolder, SetLock, Unlock};
 
 rpcs! {
@@ -77,8 +80,10 @@ rpcs! {
     0x0130 ReadOnly GetChange(GetChange) -> ChangeState;
     /// A file was drained; whether it counts as drained now.
     0x0131 Idempotent EndChange(EndChange) -> bool;
-    /// A file's bytes change without an open.
-    0x0132 Idempotent MarkChange(MarkChange) -> ();
+    /// `Lookup` with leases of what it tells.
+    0x0140 ReadOnly LeasedLookup(LeasedLookup) -> LeasedEntry;
+    /// `GetAttr` with a lease of what it tells.
+    0x0141 ReadOnly LeasedGetAttr(LeasedGetAttr) -> LeasedAttr;
     /// From another MDT: makes sure that a part of a transaction can be done here, and holds what it concerns.
     0x0180 Idempotent PeerPrepare(PeerPrepare) -> Vec<Attr>;
     /// From the coordinator: the prepared part is done, or dropped.
@@ -152,6 +157,9 @@ pub struct SetAttr {
     /// Clears set-user-id, and set-group-id where the group may execute: what a write, truncate or chown by an ordinary
     /// user does (`write(2)`, `chown(2)`; Linux `setattr_should_drop_sgid`).
     pub kill_set_id: bool,
+    /// Registers an open of a regular file for writing with it: its objects are about to change, and until the [`Close`]
+    /// nobody keeps its attributes.
+    pub opens: bool,
 }
 
 /// Makes a regular file, or opens the one that is there. EREMOTE when that one is of another MDT: it is opened there.
@@ -341,13 +349,6 @@ pub struct EndChange {
     pub ino: Ino,
     /// [`ChangeState::number`] from before it was read.
     pub number: Option<u64>,
-}
-
-/// Says that a file's bytes are about to be changed by somebody who does not open it: `truncate(2)`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct MarkChange {
-    /// The file.
-    pub ino: Ino,
 }
 
 /// Takes back one [`Open`] or [`Create`] of the calling client.
@@ -794,6 +795,8 @@ pub enum Step {
 pub struct PeerPrepare {
     /// The transaction.
     pub tx: TxId,
+    /// Who has asked for it: knows of it without being told. `None`: this is nobody's request.
+    pub client: Option<ClientId>,
     /// The coordinator has no unfinished transaction below this one: what is known of those can be forgotten.
     pub oldest: TxId,
     /// The time of the change, by the coordinator's clock.

@@ -18,6 +18,8 @@ pub enum Service {
     Stage,
     /// Several requests at once.
     Batch,
+    /// The leases of one node's client.
+    Leases,
 }
 
 /// What a lost connection means for a request.

@@ -7,6 +7,7 @@
 use burstfs_proto::batch::{BatchReply, BatchRequest};
 use burstfs_proto::frame::{HEADER_LEN, Header};
 use burstfs_proto::hello::{Challenge, Opening, Proof, Verdict};
+use burstfs_proto::leases::{LeaseReply, LeaseRequest};
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_proto::mgs::{MgsReply, MgsRequest};
 use burstfs_proto::oss::{OssReply, OssRequest};
@@ -31,7 +32,7 @@ pub fn requests(bytes: &[u8]) {
             })*
         };
     }
-    request!(MdsRequest, OssRequest, MgsRequest, StageRequest, BatchRequest);
+    request!(MdsRequest, OssRequest, MgsRequest, StageRequest, BatchRequest, LeaseRequest);
 }
 
 /// An opcode and a body, as a client gets them.
@@ -45,7 +46,7 @@ pub fn replies(bytes: &[u8]) {
             })*
         };
     }
-    reply!(MdsReply, OssReply, MgsReply, StageReply, BatchReply);
+    reply!(MdsReply, OssReply, MgsReply, StageReply, BatchReply, LeaseReply);
 }
 
 fn opcode_and_body(bytes: &[u8]) -> Option<(u16, &[u8])> {

@@ -559,6 +559,7 @@ impl Model {
                     atime: bit(3).then_some(time),
                     mtime: bit(4).then_some(time),
                     kill_set_id: bit(5),
+                    opens: false,
                 }
                 .into()
             }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burstfs_proto::batch::BatchRequest;
 use burstfs_proto::frame::{Header, Kind};
 use burstfs_proto::hello::{Challenge, MAGIC, Opening, Proof, Refusal, Role, Verdict};
+use burstfs_proto::leases::{LeaseReply, LeaseRequest};
 use burstfs_proto::mds::{MdsReply, MdsRequest};
 use burstfs_proto::mgs::{MgsReply, MgsRequest};
 use burstfs_proto::oss::{OssReply, OssRequest};
@@ -100,7 +101,8 @@ struct Sample {
 /// Of each RPC a request and a reply.
 fn samples() -> Vec<Sample> {
     use burstfs_proto::batch::BatchReply;
-    samples!(MdsRequest, MdsReply; OssRequest, OssReply; MgsRequest, MgsReply; StageRequest, StageReply; BatchRequest, BatchReply)
+    samples!(MdsRequest, MdsReply; OssRequest, OssReply; MgsRequest, MgsReply; StageRequest, StageReply; BatchRequest, BatchReply;
+        LeaseRequest, LeaseReply)
 }
 
 /// Writes the corpus anew. To be run when messages have changed.

@@ -5,7 +5,7 @@ use burstfs_types::{Errno, FileKind};
 
 use super::acl::{self, Inherited};
 use super::layout;
-use crate::namespace::{Directory, Namespace, OpError, Opened};
+use crate::namespace::{Directory, Namespace, OpError};
 use crate::record::{Body, Dentry, Inode, RegularFile};
 
 pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created, OpError> {
@@ -25,7 +25,7 @@ pub(crate) fn create(ns: &mut Namespace<'_>, request: &Create) -> Result<Created
     }
     ns.add_entry(&mut parent, &request.name, ino, FileKind::Regular);
     ns.save_directory(parent);
-    ns.effects.opened = Some(Opened::new(ino, &inode, true));
+    ns.open(ino, &inode, true);
     Ok(Created { attr: inode.attr(ino), is_new: true })
 }
 
@@ -58,7 +58,6 @@ fn open_existing(ns: &mut Namespace<'_>, request: &Create, dentry: Dentry) -> Re
         return Err(Errno::EREMOTE.into());
     }
     let inode = ns.existing(dentry.ino)?;
-    ns.effects.opened = Some(Opened::new(dentry.ino, &inode, true));
-    ns.mark_changed(dentry.ino);
+    ns.open(dentry.ino, &inode, true);
     Ok(Created { attr: inode.attr(dentry.ino), is_new: false })
 }

@@ -85,12 +85,13 @@ pub(crate) fn plan(request: &MdsRequest) -> Plan<'_> {
         MdsRequest::Statfs(_)
         | MdsRequest::GetChange(_)
         | MdsRequest::EndChange(_)
-        | MdsRequest::MarkChange(_)
         | MdsRequest::SetLock(_)
         | MdsRequest::Unlock(_)
         | MdsRequest::GetLock(_)
         | MdsRequest::AwaitLocks(_)
         | MdsRequest::LeaveQueue(_)
+        | MdsRequest::LeasedLookup(_)
+        | MdsRequest::LeasedGetAttr(_)
         | MdsRequest::PeerPrepare(_)
         | MdsRequest::PeerDecide(_)
         | MdsRequest::PeerOutcome(_)
@@ -133,16 +134,17 @@ pub(crate) fn run(ns: &mut Namespace<'_>, request: &MdsRequest) -> Result<MdsRep
         MdsRequest::ReserveAppend(it) => MdsReply::ReserveAppend(layout::reserve_append(ns, it)?),
         MdsRequest::EndAppends(it) => MdsReply::EndAppends(layout::end_appends(ns, it)?),
         // Answered by the driver: the count of inodes is not in the store, and transactions are not the operations' business.
-        // Locks and the record of changes are modules of their own.
+        // Locks, leases and the record of changes are modules of their own.
         MdsRequest::Statfs(_)
         | MdsRequest::GetChange(_)
         | MdsRequest::EndChange(_)
-        | MdsRequest::MarkChange(_)
         | MdsRequest::SetLock(_)
         | MdsRequest::Unlock(_)
         | MdsRequest::GetLock(_)
         | MdsRequest::AwaitLocks(_)
         | MdsRequest::LeaveQueue(_)
+        | MdsRequest::LeasedLookup(_)
+        | MdsRequest::LeasedGetAttr(_)
         | MdsRequest::PeerPrepare(_)
         | MdsRequest::PeerDecide(_)
         | MdsRequest::PeerOutcome(_)

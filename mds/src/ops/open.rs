@@ -3,16 +3,13 @@
 use burstfs_proto::mds::Open;
 use burstfs_types::{Attr, Errno, FileKind};
 
-use crate::namespace::{Namespace, OpError, Opened};
+use crate::namespace::{Namespace, OpError};
 
 pub(crate) fn open(ns: &mut Namespace<'_>, request: &Open) -> Result<Attr, OpError> {
     let inode = ns.existing(request.ino)?;
     match inode.kind() {
         FileKind::Regular => {
-            ns.effects.opened = Some(Opened::new(request.ino, &inode, request.writes));
-            if request.writes {
-                ns.mark_changed(request.ino);
-            }
+            ns.open(request.ino, &inode, request.writes);
             Ok(inode.attr(request.ino))
         }
         FileKind::Directory => Err(Errno::EISDIR.into()),

@@ -25,6 +25,9 @@ pub(crate) fn set_attr(ns: &mut Namespace<'_>, request: &SetAttr) -> Result<Attr
         new.ctime = ns.now;
         ns.put_inode(request.ino, &new);
     }
+    if request.opens && new.kind() == FileKind::Regular {
+        ns.open(request.ino, &new, true);
+    }
     Ok(new.attr(request.ino))
 }
 
@@ -36,7 +39,7 @@ pub(super) fn with_closed_root(ino: Ino, old: u16, new: u16) -> u16 {
 
 /// A chmod to the mode that is there is a change as well: it moves ctime.
 fn changes_something(request: &SetAttr) -> bool {
-    let SetAttr { ino: _, mode, uid, gid, atime, mtime, kill_set_id: _ } = request;
+    let SetAttr { ino: _, mode, uid, gid, atime, mtime, kill_set_id: _, opens: _ } = request;
     mode.is_some() || uid.is_some() || gid.is_some() || atime.is_some() || mtime.is_some()
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use burstfs_proto::Answer;
 use burstfs_proto::Rpc;
 use burstfs_proto::mds::{MdsReply, MdsRequest, Named, Outcome, PeerDecide, PeerOutcome, PeerPrepare, Step, TxId};
-use burstfs_types::{Attr, Errno, MdtIndex, Timestamp};
+use burstfs_types::{Attr, ClientId, Errno, MdtIndex, Timestamp};
 use futures_util::future::join_all;
 
 use super::plan::{self, Plan};
@@ -73,7 +73,7 @@ impl Mdt {
         let running = self.begin_transaction().map_err(|error| errno_of(&error))?;
         let (tx, now) = (running.tx, self.now());
         let mut promises = Promises::default();
-        let decided = match self.gather(tx, now, plan, &mut promises).await {
+        let decided = match self.gather((tx, job.map(|job| job.client.id)), now, plan, &mut promises).await {
             Ok(()) => self.decide(job, tx, now, plan, &promises),
             Err(errno) => Err(errno),
         };
@@ -95,20 +95,20 @@ impl Mdt {
     /// Has each MDT promise its part, in ascending order.
     async fn gather<'m>(
         &'m self,
-        tx: TxId,
+        (tx, client): (TxId, Option<ClientId>),
         now: Timestamp,
         plan: &Plan,
         promises: &mut Promises<'m>,
     ) -> Result<(), Errno> {
         for (mdt, steps) in &plan.parts {
             if *mdt == self.index() {
-                let (own, attrs) = self.promise_own(tx, now, steps).await?;
+                let (own, attrs) = self.promise_own((tx, client), now, steps).await?;
                 promises.own = Some(own);
                 promises.attrs.extend(attrs);
                 continue;
             }
             let oldest = self.txns.oldest().unwrap_or(tx);
-            let request = PeerPrepare { tx, oldest, now, steps: steps.clone() };
+            let request = PeerPrepare { tx, client, oldest, now, steps: steps.clone() };
             let Answer::<PeerPrepare>(attrs) = answer_of(self.ask_patiently(*mdt, &request.into()).await?)?;
             promises.others.push(*mdt);
             promises.attrs.extend(attrs);
@@ -116,22 +116,32 @@ impl Mdt {
         Ok(())
     }
 
-    /// Waits until what the own steps concern is free, checks them and holds it; with what the answer needs.
-    async fn promise_own(&self, tx: TxId, now: Timestamp, steps: &[Step]) -> Result<(Hold<'_>, Vec<Attr>), Errno> {
+    /// Waits until what the own steps concern is free, and nobody else keeps anything of it; checks them and holds it. With what
+    /// the answer needs.
+    async fn promise_own(
+        &self,
+        (tx, client): (TxId, Option<ClientId>),
+        now: Timestamp,
+        steps: &[Step],
+    ) -> Result<(Hold<'_>, Vec<Attr>), Errno> {
+        self.leases_recovered().await;
         let needs = step::needs(steps, None);
         loop {
             let released = self.locks.released();
-            let promised = {
+            let conflicts = {
                 let mut locked = self.locks.write(needs.inos());
                 if locked.is_held_by_other(&needs, Some(tx)) {
                     None
                 } else {
                     let attrs = self.check_steps(&locked, now, steps, None).map_err(|error| errno_of(&error))?;
-                    Some((self.locks.hold(&mut locked, tx, &needs), attrs))
+                    match self.leases.conflicts_of(&needs, client) {
+                        None => return Ok((self.locks.hold(&mut locked, tx, &needs), attrs)),
+                        conflicts => conflicts,
+                    }
                 }
             };
-            match promised {
-                Some(promised) => return Ok(promised),
+            match conflicts {
+                Some(conflicts) => self.recall(conflicts).await,
                 None => released.await,
             }
         }
@@ -208,7 +218,7 @@ impl Mdt {
         let (mut pause, mut waited) = (PAUSE_FIRST, Duration::ZERO);
         loop {
             let reply = match mdt == self.index() {
-                true => self.answer_peer(request),
+                true => self.answer_peer(request).await,
                 false => self.peers.call(mdt, request.clone()).await,
             };
             match reply {

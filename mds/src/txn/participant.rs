@@ -1,5 +1,7 @@
 //! The participant's side: a promise, and its end.
 
+use std::time::Duration;
+
 use burstfs_proto::mds::{
     DirectoryPlace, Looked, MdsReply, MdsRequest, Named, PeerDecide, PeerLook, PeerOutcome, PeerParent, PeerPrepare,
     Step, TxId,
@@ -8,6 +10,7 @@ use burstfs_types::{Attr, Errno, Ino, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::step;
+use crate::leases::Conflicts;
 use crate::mdt::{Mdt, errno_of, logged};
 use crate::namespace::OpError;
 use crate::record::{decode, encode, key};
@@ -24,6 +27,15 @@ pub(crate) struct Intent {
     attrs: Vec<Attr>,
 }
 
+/// How long a recall may take within a request of another MDT, which asks again then.
+const RECALL_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What came of trying to promise.
+enum Prepared {
+    Done(Vec<Attr>),
+    Leased(Conflicts),
+}
+
 impl Intent {
     /// The directory, or shard of one, that is not there yet; the steps have one each at most.
     fn made(&self) -> Option<Named> {
@@ -32,10 +44,11 @@ impl Intent {
 }
 
 impl Mdt {
-    /// Answers another MDT, or this one in the course of its own transactions. Never waits.
-    pub(crate) fn answer_peer(&self, request: &MdsRequest) -> Result<MdsReply, Errno> {
+    /// Answers another MDT, or this one in the course of its own transactions. Waits for no other transaction, and for a recall
+    /// of leases not for long.
+    pub(crate) async fn answer_peer(&self, request: &MdsRequest) -> Result<MdsReply, Errno> {
         let reply = match request {
-            MdsRequest::PeerPrepare(it) => self.prepare(it).map(MdsReply::PeerPrepare),
+            MdsRequest::PeerPrepare(it) => self.prepare_without_leases(it).await.map(MdsReply::PeerPrepare),
             MdsRequest::PeerDecide(it) => self.end(it).map(MdsReply::PeerDecide),
             MdsRequest::PeerOutcome(it) => self.outcome(it).map(MdsReply::PeerOutcome).map_err(OpError::Errno),
             MdsRequest::PeerLook(it) => self.look_here(it),
@@ -80,16 +93,29 @@ impl Mdt {
         })
     }
 
+    async fn prepare_without_leases(&self, request: &PeerPrepare) -> Result<Vec<Attr>, OpError> {
+        self.leases_recovered().await;
+        loop {
+            match self.prepare(request)? {
+                Prepared::Done(attrs) => return Ok(attrs),
+                Prepared::Leased(conflicts) => {
+                    let recalled = tokio::time::timeout(RECALL_PATIENCE, self.recall(conflicts)).await;
+                    recalled.map_err(|_| Errno::EBUSY)?;
+                }
+            }
+        }
+    }
+
     /// Promises a part of a transaction. EBUSY when another transaction holds what it concerns.
-    fn prepare(&self, request: &PeerPrepare) -> Result<Vec<Attr>, OpError> {
-        let PeerPrepare { tx, oldest, now, steps } = request;
+    fn prepare(&self, request: &PeerPrepare) -> Result<Prepared, OpError> {
+        let PeerPrepare { tx, client, oldest, now, steps } = request;
         self.txns.admit(*tx, *oldest)?;
         let makes = |step: &Step| matches!(step, Step::MakeDirectory(_) | Step::MakeShard { .. });
         let made = if steps.iter().any(makes) { Some(self.inos.take(&*self.engine)?) } else { None };
         let needs = step::needs(steps, made);
         let mut locked = self.locks.write(needs.inos());
         if let Some(intent) = self.intent(*tx)? {
-            return Ok(intent.attrs);
+            return Ok(Prepared::Done(intent.attrs));
         }
         // Under the locks, since the decision may have come in between, and have gone with the intent.
         self.txns.admit(*tx, *oldest)?;
@@ -97,12 +123,15 @@ impl Mdt {
             return Err(Errno::EBUSY.into());
         }
         let attrs = self.check_steps(&locked, *now, steps, made)?;
+        if let Some(conflicts) = self.leases.conflicts_of(&needs, *client) {
+            return Ok(Prepared::Leased(conflicts));
+        }
         let intent = Intent { now: *now, steps: steps.clone(), made, attrs: attrs.clone() };
         self.engine.commit(vec![(key::intent(*tx), Some(encode(&intent)))])?;
         locked.promise(*tx, &needs);
         self.txns.state().prepared.insert(*tx);
         self.txns.unfinished.notify_waiters();
-        Ok(attrs)
+        Ok(Prepared::Done(attrs))
     }
 
     fn intent(&self, tx: TxId) -> Result<Option<Intent>, StoreError> {

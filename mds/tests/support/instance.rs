@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 use async_trait::async_trait;
 use burstfs_mds::{Change, Engine, Mdt, Pair, Peers, StoreError, check};
+use burstfs_proto::leases::Recall;
 use burstfs_proto::mds::*;
 use burstfs_proto::service::{Caller, MetadataService};
 use burstfs_testkit::namespace_model::Target;
@@ -98,6 +99,10 @@ impl Peers for End {
 
     fn is_lost(&self, _mdt: MdtIndex) -> bool {
         false
+    }
+
+    async fn recall(&self, _recall: Recall) -> Result<(), Errno> {
+        Ok(())
     }
 }
 

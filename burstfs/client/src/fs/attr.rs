@@ -1,11 +1,13 @@
 //! Attributes: the MDT's, merged with what the objects know.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use burstfs_placement::{file_size, object_size};
-use burstfs_proto::mds::{ChangeState, EndChange, GetAttr, GetChange, MarkChange, SetAttr, SetTime};
+use burstfs_proto::leases::LeasedGetAttr;
+use burstfs_proto::mds::{ChangeState, Close, EndChange, GetAttr, GetChange, SetAttr, SetTime};
 use burstfs_proto::oss::{Glimpse, ObjectAttr, SetTimes, Truncate};
-use burstfs_types::{Attr, Ino, Layout, ObjectId, OstIndex, StripeIndex, Timestamp, limits};
+use burstfs_types::{Attr, FileKind, Ino, Layout, ObjectId, OstIndex, StripeIndex, Timestamp, limits};
 use futures_util::future::{join_all, try_join_all};
 
 use super::ClientFs;
@@ -35,9 +37,9 @@ pub struct AttrChange {
 }
 
 impl AttrChange {
-    /// What of it is the MDT's business; `None` when nothing is.
-    fn for_mds(&self, ino: Ino) -> Option<SetAttr> {
-        let request = SetAttr {
+    /// What of it is the MDT's business: also that a file's objects are about to change.
+    fn for_mds(&self, ino: Ino) -> SetAttr {
+        SetAttr {
             ino,
             mode: self.mode,
             uid: self.uid,
@@ -45,9 +47,8 @@ impl AttrChange {
             atime: self.atime,
             mtime: self.mtime,
             kill_set_id: self.kill_set_id,
-        };
-        let nothing = SetAttr { ino, mode: None, uid: None, gid: None, atime: None, mtime: None, kill_set_id: false };
-        (request != nothing).then_some(request)
+            opens: self.size.is_some() || self.atime.is_some() || self.mtime.is_some(),
+        }
     }
 }
 
@@ -58,26 +59,42 @@ impl ClientFs {
         self.with_objects(attr).await
     }
 
+    /// The same for the kernel, with the time for which it may keep them.
+    pub async fn leased_getattr(&self, ino: Ino) -> Result<(Attr, Duration), FsError> {
+        let ticket = self.leases.ticket();
+        let leased = self.targets.mds(ino.mdt(), LeasedGetAttr { ino }).await?;
+        // The objects are asked when the lease is there: who opens the file to write it has to wait for the lease's end.
+        let attr = self.with_objects(leased.attr).await?;
+        let valid = self.leases.keep_attributes(ticket, ino, leased.has_attributes);
+        Ok((attr, valid))
+    }
+
     /// `chmod(2)`, `chown(2)`, `utimensat(2)`, `truncate(2)`.
     pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<Attr, FsError> {
         check_size(change.size.unwrap_or(0))?;
-        if change.size.is_some() {
-            // Whoever truncates a file by its name has not opened it.
-            self.targets.mds(ino.mdt(), MarkChange { ino }).await?;
-        }
-        let attr = match change.for_mds(ino) {
-            Some(request) => self.targets.mds(ino.mdt(), request).await?,
-            None => self.targets.mds(ino.mdt(), GetAttr { ino }).await?,
-        };
+        let request = change.for_mds(ino);
+        let opens = request.opens;
+        let attr = self.told(self.targets.mds(ino.mdt(), request).await, &[ino], &[]).await?;
         if has_set_id(attr.mode) {
             self.watch.set(ino);
         }
+        let is_open = opens && attr.kind == FileKind::Regular;
+        let changed = self.set_objects(attr, &change).await;
+        if is_open {
+            // Nobody keeps attributes meanwhile; if this fails nobody does until this client is evicted.
+            let _ = self.targets.mds(ino.mdt(), Close { ino }).await;
+        }
+        self.told(changed, &[ino], &[]).await
+    }
+
+    /// Changes what the objects have of it.
+    async fn set_objects(&self, attr: Attr, change: &AttrChange) -> Result<Attr, FsError> {
         let attr = match change.size {
             Some(size) => self.truncate(attr, size).await?,
             None => attr,
         };
         if let Some(layout) = &attr.layout {
-            self.set_object_times(&attr, layout, &change).await?;
+            self.set_object_times(&attr, layout, change).await?;
         }
         self.with_objects(attr).await
     }

@@ -140,6 +140,26 @@ impl FsError {
         matches!(self, FsError::Remote { source: RemoteError::Rpc(RpcError::Closed), .. })
     }
 
+    /// Whether it is unknown if what was asked for has been done.
+    pub(super) fn leaves_open(&self) -> bool {
+        match self {
+            FsError::Remote { source: RemoteError::Rpc(RpcError::Errno(_)), .. } => false,
+            FsError::Remote { source: RemoteError::Rpc(_) | RemoteError::Region(_), .. }
+            | FsError::Damaged { .. }
+            | FsError::WrongReply { .. } => true,
+            FsError::Refused { .. }
+            | FsError::NoSuchNode { .. }
+            | FsError::Name(_)
+            | FsError::IsDirectory { .. }
+            | FsError::NotRegular { .. }
+            | FsError::TooLarge { .. }
+            | FsError::BeyondEnd { .. }
+            | FsError::NoAttribute
+            | FsError::Unsupported { .. }
+            | FsError::Invalid { .. } => false,
+        }
+    }
+
     /// Whether the inode, or the entry, is not there.
     pub fn is_gone(&self) -> bool {
         matches!(self.errno(), Errno::ENOENT | Errno::ESTALE)
@@ -207,5 +227,6 @@ mod tests {
         assert_eq!(remote(RpcError::Closed).errno(), Errno::EIO);
         assert!(remote(RpcError::Closed).is_of_lost_node());
         assert!(!remote(RpcError::Timeout(Waiting::Reply)).is_of_lost_node());
+        assert!(remote(RpcError::Closed).leaves_open() && !remote(RpcError::Errno(Errno::EIO)).leaves_open());
     }
 }

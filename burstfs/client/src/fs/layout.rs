@@ -66,7 +66,7 @@ impl ClientFs {
                 // There are no objects whose time would tell of it.
                 let mtime = Some(SetTime::Now);
                 let (mode, uid, gid, atime) = (None, None, None, None);
-                let request = SetAttr { ino, mode, uid, gid, atime, mtime, kill_set_id: false };
+                let request = SetAttr { ino, mode, uid, gid, atime, mtime, kill_set_id: false, opens: false };
                 return self.targets.mds(ino.mdt(), request).await;
             }
             (None, _) => self.decide_layout(ino).await?,
@@ -95,7 +95,8 @@ impl ClientFs {
     /// Sets the layout of what is made in a directory from now on, or of a file that has none yet (else EEXIST). `None`:
     /// the job's.
     pub async fn set_layout(&self, ino: Ino, policy: Option<LayoutPolicy>) -> Result<(), FsError> {
-        self.targets.mds(ino.mdt(), SetLayout { ino, policy }).await
+        let set = self.targets.mds(ino.mdt(), SetLayout { ino, policy }).await;
+        self.told(set, &[ino], &[]).await
     }
 
     /// The attribute `name` of the name space `burstfs.`; ENODATA when the inode has none of that name.

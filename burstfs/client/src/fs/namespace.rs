@@ -1,5 +1,8 @@
 //! Names: lookup, making, removing, renaming.
 
+use std::time::Duration;
+
+use burstfs_proto::leases::{LeasedGetAttr, LeasedLookup};
 use burstfs_proto::mds::{
     Close, Create, GetAttr, Link, Lookup, Mkdir, Mknod, Open, Readlink, Rename, RenameMode, Rmdir, Symlink, Unlink,
 };
@@ -55,7 +58,47 @@ pub struct Opened {
     pub attr: Attr,
 }
 
+/// What a name stands for, for a kernel that keeps it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Looked {
+    /// The inode's attributes; `None`: there is no such name.
+    pub attr: Option<Attr>,
+    /// How long the kernel may keep the attributes.
+    pub attr_valid: Duration,
+    /// How long it may keep what the name stands for, or that it is not there.
+    pub entry_valid: Duration,
+}
+
 impl ClientFs {
+    /// What `name` in `parent` is, for the kernel: it counts as told of the inode.
+    pub async fn leased_lookup(&self, parent: Ino, name: &[u8]) -> Result<Looked, FsError> {
+        let name = Name::new(name)?;
+        let request = |holder| LeasedLookup { directory: parent, parent: holder, name: name.clone() };
+        loop {
+            let ticket = self.leases.ticket();
+            let found = self.at_name(parent, &name, request).await?;
+            let is_there = found.entry.is_some();
+            let entry_valid = || self.leases.keep_entry(ticket, (parent, &name), is_there, found.has_entries);
+            let Some(entry) = found.entry else {
+                return Ok(Looked { attr: None, attr_valid: Duration::ZERO, entry_valid: entry_valid() });
+            };
+            let ino = entry.ino;
+            let (attr, has_attributes) = match entry.attr {
+                Some(attr) => (attr, found.has_attributes),
+                None => match self.targets.mds(ino.mdt(), LeasedGetAttr { ino }).await {
+                    Ok(leased) => (leased.attr, leased.has_attributes),
+                    // Removed between the two answers; the name is gone as well, or names something new.
+                    Err(error) if error.errno() == Errno::ESTALE => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            let attr = self.with_objects(attr).await?;
+            self.leases.shown(ino);
+            let attr_valid = self.leases.keep_attributes(ticket, ino, has_attributes);
+            return Ok(Looked { attr: Some(attr), attr_valid, entry_valid: entry_valid() });
+        }
+    }
+
     /// What `name` in `parent` is.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
         let name = Name::new(name)?;
@@ -96,14 +139,15 @@ impl ClientFs {
                         opened => return opened,
                     }
                 }
-                created => break created?,
+                created => break self.told(created, &[], &[]).await?,
             }
         };
         if created.is_new {
+            self.changed(&[parent], &[(parent, &request.name)]).await;
             let file = OpenFile::new(&created.attr, &self.targets, &self.watch)?;
             return Ok(Opened { file, attr: created.attr });
         }
-        self.opened(created.attr, new.truncate).await
+        self.opened(created.attr, (true, new.truncate)).await
     }
 
     /// Opens a file that a name stands for whose directory is on another MDT.
@@ -124,12 +168,16 @@ impl ClientFs {
 
     async fn open_as(&self, ino: Ino, writes: bool, truncate: bool) -> Result<Opened, FsError> {
         let attr = self.targets.mds(ino.mdt(), Open { ino, writes }).await?;
-        self.opened(attr, truncate).await
+        self.opened(attr, (writes, truncate)).await
     }
 
     /// Finishes an open that the MDT has registered; takes the registration back if it fails.
-    async fn opened(&self, attr: Attr, truncate: bool) -> Result<Opened, FsError> {
+    async fn opened(&self, attr: Attr, (writes, truncate): (bool, bool)) -> Result<Opened, FsError> {
         let ino = attr.ino;
+        if writes {
+            // From now on its attributes change without a word.
+            self.changed(&[ino], &[]).await;
+        }
         let finished = async {
             let attr = if truncate { self.truncate(attr, 0).await? } else { attr };
             let file = OpenFile::new(&attr, &self.targets, &self.watch)?;
@@ -169,26 +217,30 @@ impl ClientFs {
             uid: new.owner.uid,
             gid: new.owner.gid,
         };
-        self.at_name(parent, &request.name, |parent| Mknod { parent, ..request.clone() }).await
+        let made = self.at_name(parent, &request.name, |parent| Mknod { parent, ..request.clone() }).await;
+        self.told(made, &[parent], &[(parent, &request.name)]).await
     }
 
     /// `mkdir(2)`.
     pub async fn mkdir(&self, parent: Ino, name: &[u8], mode: u16, owner: Credentials) -> Result<Attr, FsError> {
         let Credentials { uid, gid, umask } = owner;
         let request = Mkdir { parent, name: Name::new(name)?, mode, umask, uid, gid };
-        self.at_name(parent, &request.name, |parent| Mkdir { parent, ..request.clone() }).await
+        let made = self.at_name(parent, &request.name, |parent| Mkdir { parent, ..request.clone() }).await;
+        self.told(made, &[parent], &[(parent, &request.name)]).await
     }
 
     /// `unlink(2)`. The objects go when the last open file is closed; the MDS sees to it.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
         let name = Name::new(name)?;
-        self.at_name(parent, &name, |parent| Unlink { parent, name: name.clone() }).await
+        let removed = self.at_name(parent, &name, |parent| Unlink { parent, name: name.clone() }).await;
+        self.told(removed, &[parent], &[(parent, &name)]).await
     }
 
     /// `rmdir(2)`.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
         let name = Name::new(name)?;
-        self.at_name(parent, &name, |parent| Rmdir { parent, name: name.clone() }).await
+        let removed = self.at_name(parent, &name, |parent| Rmdir { parent, name: name.clone() }).await;
+        self.told(removed, &[parent], &[(parent, &name)]).await
     }
 
     /// `renameat2(2)`.
@@ -198,23 +250,32 @@ impl ClientFs {
             let (name, new_name) = (name.clone(), new_name.clone());
             Rename { parent, name, new_parent, new_name, mode }
         };
+        let (old, new) = ((from.0, &name), (to.0, &new_name));
         // When a directory gets another parent MDT 0 has the rename lock.
-        self.at_names((from.0, &name), (to.0, &new_name), request).await
+        let renamed = self.at_names(old, new, request).await;
+        let renamed = self.told(renamed, &[from.0, to.0], &[old, new]).await;
+        // Behind that no answer that is under way brings a name's time along that the kernel would move unseen.
+        if self.is_for_kernel && renamed.is_ok() {
+            self.leases.renamed(old, new, mode == RenameMode::Exchange);
+        }
+        renamed
     }
 
     /// `link(2)`.
     pub async fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr, FsError> {
         let new_name = Name::new(new_name)?;
         let request = |new_parent| Link { ino, new_parent, new_name: new_name.clone() };
-        let attr = self.at_name(new_parent, &new_name, request).await?;
-        self.with_objects(attr).await
+        let linked = self.at_name(new_parent, &new_name, request).await;
+        let linked = self.told(linked, &[ino, new_parent], &[(new_parent, &new_name)]).await;
+        self.with_objects(linked?).await
     }
 
     /// `symlink(2)`.
     pub async fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], owner: Credentials) -> Result<Attr, FsError> {
         let request =
             Symlink { parent, name: Name::new(name)?, target: target.to_vec(), uid: owner.uid, gid: owner.gid };
-        self.at_name(parent, &request.name, |parent| Symlink { parent, ..request.clone() }).await
+        let made = self.at_name(parent, &request.name, |parent| Symlink { parent, ..request.clone() }).await;
+        self.told(made, &[parent], &[(parent, &request.name)]).await
     }
 
     /// `readlink(2)`.

@@ -41,7 +41,7 @@ impl ClientFs {
         }
         check_name(name)?;
         let request = SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, kill_set_gid: false };
-        self.targets.mds(ino.mdt(), request).await
+        self.set_attribute(request).await
     }
 
     /// Sets who may use an inode (`system.posix_acl_access`). A set-group-id inode stays so only if `may_keep_set_gid` says that the
@@ -56,7 +56,13 @@ impl ClientFs {
         let kill_set_gid = has_set_id(attr.mode) && !may_keep_set_gid(attr.gid);
         let (name, mode) = (ACL_ACCESS.to_vec(), XattrMode::Any);
         let request = SetXattr { ino, name, value: value.to_vec(), mode, kill_set_gid };
-        self.targets.mds(ino.mdt(), request).await
+        self.set_attribute(request).await
+    }
+
+    async fn set_attribute(&self, request: SetXattr) -> Result<(), FsError> {
+        let ino = request.ino;
+        let set = self.targets.mds(ino.mdt(), request).await;
+        self.told(set, &[ino], &[]).await
     }
 
     /// `listxattr(2)`.
@@ -70,7 +76,8 @@ impl ClientFs {
             return self.remove_layout_attribute(ino, name).await;
         }
         check_name(name)?;
-        self.targets.mds(ino.mdt(), RemoveXattr { ino, name: name.to_vec() }).await
+        let removed = self.targets.mds(ino.mdt(), RemoveXattr { ino, name: name.to_vec() }).await;
+        self.told(removed, &[ino], &[]).await
     }
 }
 

@@ -33,11 +33,11 @@ use super::run::Runner;
 use super::session::FuseConfig;
 use super::signals::{killed, signalled};
 use crate::fs::{
-    AttrChange, ClientFs, Credentials, FallocateRange, FsError, Listed, NewFile, NewSpecial, Opened, RemoteError,
-    WriteData,
+    AttrChange, ClientFs, Credentials, FallocateRange, FsError, Leases, Listed, Looked, NewFile, NewSpecial, Opened,
+    RemoteError, WriteData,
 };
 
-/// Entries and attributes are valid for no time: another node may change them at any moment.
+/// Without a lease entries and attributes are valid for no time: another node may change them at any moment.
 const TTL: Duration = Duration::ZERO;
 /// Inode numbers are never reused in an instance.
 const GENERATION: Generation = Generation(0);
@@ -113,6 +113,13 @@ impl Core {
         (self.handles.insert(opened.file, passed), reply)
     }
 
+    /// The kernel is about to be told of an inode.
+    fn show(&self, made: Result<Attr, FsError>) -> Result<Attr, FsError> {
+        let attr = made?;
+        self.leases().shown(attr.ino);
+        Ok(attr)
+    }
+
     /// Takes a handle out of the table and closes its file.
     async fn release(&self, handle: FileHandle) -> Result<(), FsError> {
         let Handle { file, passed } = self.handles.remove(handle).map_err(bad_handle)?;
@@ -130,13 +137,18 @@ impl Core {
         }
     }
 
-    /// What `name` in `parent` is, once that can be said: input may be on its way there.
-    async fn lookup(&self, parent: Ino, name: &[u8], thread: u32) -> Result<Attr, FsError> {
+    /// What `name` in `parent` is, once that can be said: input may be on its way there. The kernel keeps no name as long as that is so:
+    /// each path has to be followed here.
+    async fn lookup(&self, parent: Ino, name: &[u8], thread: u32) -> Result<Looked, FsError> {
+        let Some(arrivals) = self.arriving() else { return self.fs.leased_lookup(parent, name).await };
         let look = || self.fs.lookup(parent, name);
-        match &self.arrivals {
-            Some(arrivals) => arrivals.lookup((parent, name), look, self.interrupted(killed(thread))).await,
-            None => look().await,
-        }
+        let attr = arrivals.lookup((parent, name), look, self.interrupted(killed(thread))).await;
+        Ok(Looked { attr: Some(self.show(attr)?), attr_valid: TTL, entry_valid: TTL })
+    }
+
+    /// What is on its way, or has not come.
+    fn arriving(&self) -> Option<&Arrivals> {
+        self.arrivals.as_deref().filter(|arrivals| arrivals.is_active())
     }
 
     /// Waits until no more input comes into the directory.
@@ -159,9 +171,14 @@ impl Core {
         }
     }
 
+    pub(super) fn leases(&self) -> &Leases {
+        self.fs.leases()
+    }
+
     /// Waits for what is under way, and closes what the kernel has left open.
     pub(super) async fn finish(&self) {
         self.is_over.send_replace(true);
+        self.leases().detach();
         self.runner.idle().await;
         for Handle { file, passed } in self.handles.drain() {
             drop(passed);
@@ -299,12 +316,26 @@ fn refuse<R: ReplyError>(reply: R, error: &FsError) {
     reply.refuse(convert::errno(error));
 }
 
+fn looked(reply: ReplyEntry, looked: Looked) {
+    match looked.attr {
+        Some(attr) => {
+            reply.entry_with_ttls(&looked.attr_valid, &looked.entry_valid, &convert::file_attr(&attr), GENERATION);
+        }
+        None if looked.entry_valid.is_zero() => reply.error(fuser::Errno::ENOENT),
+        None => reply.entry(&looked.entry_valid, &convert::nothing(), GENERATION),
+    }
+}
+
 fn entry(reply: ReplyEntry, attr: Attr) {
     reply.entry(&TTL, &convert::file_attr(&attr), GENERATION);
 }
 
 fn attributes(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&TTL, &convert::file_attr(&attr));
+    leased_attributes(reply, (attr, TTL));
+}
+
+fn leased_attributes(reply: ReplyAttr, (attr, valid): (Attr, Duration)) {
+    reply.attr(&valid, &convert::file_attr(&attr));
 }
 
 fn done(reply: ReplyEmpty, (): ()) {
@@ -338,6 +369,13 @@ impl Filesystem for Adapter {
         let refused = |limit| io::Error::other(format!("the kernel's FUSE offers {limit}"));
         config.set_max_write(IO_BYTES_MAX).map_err(refused)?;
         config.set_max_background(BACKGROUND_MAX).map_err(|limit| refused(u32::from(limit)))?;
+        // Each by itself, where the kernel has it: a link's target never changes; a listing is used while the directory's time is
+        // what it was.
+        for offered in [InitFlags::FUSE_CACHE_SYMLINKS, InitFlags::FUSE_AUTO_INVAL_DATA] {
+            if config.add_capabilities(offered).is_err() {
+                debug!("the kernel's FUSE does not have {offered:?}");
+            }
+        }
         let Some(table) = &self.0.passthrough else { return Ok(()) };
         let agreed = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
         if agreed && config.set_max_stack_depth(1).is_ok() {
@@ -351,11 +389,19 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (name, thread) = (convert::name(name), request.pid());
         let lookup = |core: Arc<Core>| async move { core.lookup(convert::ino(parent)?, &name, thread).await };
-        self.answer_waiting(reply, lookup, entry);
+        self.answer_waiting(reply, lookup, looked);
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        // A number that is no inode's was never told.
+        if let Ok(ino) = convert::ino(ino) {
+            self.0.leases().forgotten(ino, count);
+        }
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(reply, |core| async move { core.fs.getattr(convert::ino(ino)?).await }, attributes);
+        let get = |core: Arc<Core>| async move { core.fs.leased_getattr(convert::ino(ino)?).await };
+        self.answer(reply, get, leased_attributes);
     }
 
     fn setattr(
@@ -414,13 +460,21 @@ impl Filesystem for Adapter {
             return reply.error(fuser::Errno::EPERM);
         };
         let new = NewSpecial { kind, mode: convert::permissions(mode), owner };
-        self.answer(reply, |core| async move { core.fs.mknod(convert::ino(parent)?, &name, new).await }, entry);
+        let make = |core: Arc<Core>| async move {
+            let made = core.fs.mknod(convert::ino(parent)?, &name, new).await;
+            core.show(made)
+        };
+        self.answer(reply, make, entry);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (name, owner) = (convert::name(name), owner_with(request, umask));
         let mode = convert::permissions(mode);
-        self.answer(reply, |core| async move { core.fs.mkdir(convert::ino(parent)?, &name, mode, owner).await }, entry);
+        let make = |core: Arc<Core>| async move {
+            let made = core.fs.mkdir(convert::ino(parent)?, &name, mode, owner).await;
+            core.show(made)
+        };
+        self.answer(reply, make, entry);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -441,11 +495,11 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, owner) = (convert::name(name), owner(request));
         let target = target.as_os_str().as_bytes().to_vec();
-        self.answer(
-            reply,
-            |core| async move { core.fs.symlink(convert::ino(parent)?, &name, &target, owner).await },
-            entry,
-        );
+        let make = |core: Arc<Core>| async move {
+            let made = core.fs.symlink(convert::ino(parent)?, &name, &target, owner).await;
+            core.show(made)
+        };
+        self.answer(reply, make, entry);
     }
 
     fn rename(
@@ -473,11 +527,11 @@ impl Filesystem for Adapter {
 
     fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let new_name = convert::name(new_name);
-        self.answer(
-            reply,
-            |core| async move { core.fs.link(convert::ino(ino)?, convert::ino(new_parent)?, &new_name).await },
-            entry,
-        );
+        let make = |core: Arc<Core>| async move {
+            let made = core.fs.link(convert::ino(ino)?, convert::ino(new_parent)?, &new_name).await;
+            core.show(made)
+        };
+        self.answer(reply, make, entry);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -528,7 +582,7 @@ impl Filesystem for Adapter {
             reply,
             |core| async move {
                 let opened = core.fs.create(convert::ino(parent)?, &name, new).await?;
-                let attr = opened.attr.clone();
+                let attr = core.show(Ok(opened.attr.clone()))?;
                 let (handle, how) = core.enter(opened, flags).await;
                 Ok((handle, how, attr))
             },
@@ -662,6 +716,15 @@ impl Filesystem for Adapter {
     fn fsyncdir(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         // A name that was made is in its MDT's log; what a node's loss takes is the same before and after.
         reply.ok();
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let directory = convert::ino(ino).ok().filter(|_| self.0.arriving().is_none());
+        let (keeps, has_kept) = directory.map_or((false, false), |ino| self.0.leases().keep_listing(ino));
+        let mut flags = FopenFlags::empty();
+        flags.set(FopenFlags::FOPEN_CACHE_DIR, keeps);
+        flags.set(FopenFlags::FOPEN_KEEP_CACHE, has_kept);
+        reply.opened(FileHandle(0), flags);
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {

@@ -10,7 +10,8 @@
 //!   listing of such a directory, and its removal                                     -> waits until all is over
 //! ```
 //!
-//! A directory is known by its inode, from its lookup on: every path begins at the root, and the kernel remembers no entry. So a job
+//! A directory is known by its inode, from its lookup on: every path begins at the root, and the kernel remembers no entry as
+//! long as something is on its way. So a job
 //! sees what it would have seen if all had been there before it started, or waits, or gets an error; never less.
 //!
 //! Failure: when the source cannot be looked at, a name is waited for. Whoever waits goes when he is killed.
@@ -108,6 +109,11 @@ impl Arrivals {
             self.is_active.store(false, Ordering::Release);
         }
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Whether something is on its way, or has not come.
+    pub(super) fn is_active(&self) -> bool {
+        self.is_active.load(Ordering::Acquire)
     }
 
     /// Whether all that comes is there.

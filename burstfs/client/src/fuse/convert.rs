@@ -84,6 +84,15 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// What tells the kernel that a name is not there, and that it may keep that: attributes of inode 0.
+pub(super) fn nothing() -> FileAttr {
+    let epoch = UNIX_EPOCH;
+    let (kind, perm, nlink, uid, gid) = (FileType::RegularFile, 0, 0, 0, 0);
+    let (ino, size, blocks, rdev, blksize, flags) = (INodeNo(0), 0, 0, 0, 0, 0);
+    let (atime, mtime, ctime, crtime) = (epoch, epoch, epoch, epoch);
+    FileAttr { ino, size, blocks, atime, mtime, ctime, crtime, kind, perm, nlink, uid, gid, rdev, blksize, flags }
+}
+
 fn system_time(time: Timestamp) -> SystemTime {
     let whole = Duration::from_secs(time.secs.unsigned_abs());
     let base = if time.secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };

@@ -11,9 +11,10 @@
 //! ```
 //!
 //! Invariants:
-//! 1. Nothing is cached by the kernel that could be old on another node: entries and attributes are valid for no time,
+//! 1. Nothing is cached by the kernel that could be old on another node: entries and attributes are valid for as long as a
+//!    lease lasts ([`crate::fs::Leases`]), else for no time; a listing only beside attributes that are;
 //!    a file is opened for direct I/O, or for passthrough where its bytes live on this node (then the cache is that of the
-//!    file they live in, which the OST uses too). Directories are listed anew each time.
+//!    file they live in, which the OST uses too).
 //! 2. Every request is answered once, by the operation that owns its reply.
 //! 3. Each open file that the kernel has not released when the session ends is closed then.
 //!
@@ -32,6 +33,7 @@ mod arrivals;
 mod callers;
 mod convert;
 mod handles;
+mod notify;
 mod passthrough;
 mod run;
 mod session;

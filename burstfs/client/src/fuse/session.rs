@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::adapter::{Adapter, Core};
 use super::arrivals::Arrivals;
+use super::notify::Notifier;
 use super::passthrough::Passthrough;
 use crate::fs::ClientFs;
 
@@ -67,7 +68,9 @@ pub fn serve(
     let core = Arc::new(Core::new(fs, config, passthrough, arrivals, runtime.clone()));
     let mut fuser_config = Config::default();
     fuser_config.n_threads = Some(config.threads.max(1));
+    let notifications = device.try_clone()?;
     let session = Session::from_fd(Adapter(Arc::clone(&core)), device, SessionACL::All, fuser_config)?;
+    core.leases().attach(Arc::new(Notifier::new(notifications)));
     let (tell, ended) = oneshot::channel();
     thread::Builder::new().name("fuse-session".into()).spawn(move || {
         let end = match session.run() {

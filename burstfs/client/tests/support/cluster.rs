@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use burstfs_client::fs::{ClientFs, Node, RemoteNode, Targets};
+use burstfs_client::fs::{ClientFs, Leases, Node, RemoteNode, Targets};
 use burstfs_mds::{Checker, Mdt, MdtConfig, MemoryEngine, ObjectRemover, Peers, SystemClock, Violation};
 use burstfs_net::testing::Realm;
 use burstfs_net::{
@@ -18,8 +18,10 @@ use burstfs_net::{
     ServerHandle, ServerLimits, Transport, XidSource, serve,
 };
 use burstfs_oss::{Options, Ost};
+use burstfs_proto::Class;
 use burstfs_proto::batch::{self, BatchReply, BatchRequest};
 use burstfs_proto::hello::Role;
+use burstfs_proto::leases::{LeaseReply, LeaseRequest, Recall};
 use burstfs_proto::mds::{MdsReply, MdsRequest, Orphan};
 use burstfs_proto::oss::{List, OssReply, OssRequest, Remove, Statfs};
 use burstfs_proto::service::{Bulk, Caller, MetadataService, NoBulk, ObjectService};
@@ -40,6 +42,7 @@ pub(crate) struct Cluster {
     osts: Vec<Arc<Ost>>,
     batches: Arc<AtomicUsize>,
     syncs: Vec<Arc<AtomicUsize>>,
+    asked: Arc<AtomicUsize>,
     // Servers end before the runtime that runs them.
     _servers: Vec<ServerHandle>,
     runtime: Runtime,
@@ -64,7 +67,11 @@ impl Cluster {
 
     /// An instance whose directories are split as soon as they have a few names.
     pub(crate) fn that_splits(nodes: usize) -> Cluster {
-        let policy = MetadataPolicy { split_names: 8, split_contended_names: 4, split_shards: 16 };
+        Cluster::with_policy(nodes, MetadataPolicy { split_names: 8, split_contended_names: 4, split_shards: 16 })
+    }
+
+    /// An instance whose directories are split by this policy.
+    pub(crate) fn with_policy(nodes: usize, policy: MetadataPolicy) -> Cluster {
         Cluster::build_with(nodes, (LayoutPolicy::default(), policy), &std::env::temp_dir())
     }
 
@@ -83,6 +90,7 @@ impl Cluster {
             osts: built.osts,
             batches: built.batches,
             syncs: built.syncs,
+            asked: built.asked,
             _servers: built.servers,
             runtime,
             directory,
@@ -117,6 +125,11 @@ impl Cluster {
     /// How often each OST was told to make an object durable, since this was last asked.
     pub(crate) fn take_syncs(&self) -> Vec<usize> {
         self.syncs.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect()
+    }
+
+    /// Requests that servers have had of other nodes and that change nothing.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// The OSTs, to look behind the client's back.
@@ -176,6 +189,7 @@ struct Builder {
     osts: Vec<Arc<Ost>>,
     batches: Arc<AtomicUsize>,
     syncs: Vec<Arc<AtomicUsize>>,
+    asked: Arc<AtomicUsize>,
     servers: Vec<ServerHandle>,
 }
 
@@ -186,10 +200,12 @@ impl Builder {
         directory: &TempDir,
     ) -> Builder {
         let batches = Arc::<AtomicUsize>::default();
+        let asked = Arc::<AtomicUsize>::default();
         let realm = Realm::new();
         let instance = InstanceId::new("test", 1, 0).unwrap();
         let (mut mdts, mut osts, mut servers, mut peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut counted = Vec::new();
+        let mut all_leases = Vec::new();
         for node in 0..nodes {
             let peer = Arc::new(ChannelPeers::default());
             let mdt = open_mdt((node, nodes), policies, peer.clone());
@@ -199,7 +215,15 @@ impl Builder {
             let limits = ServerLimits::default();
             let config = ServerConfig { instance: instance.clone(), uid: 0, auth: realm.member(0), limits };
             let oss = Arc::new(CountedOst { ost: ost.clone(), syncs: Arc::default() });
-            let handler = Arc::new(NodeHandler { mds: mdt.clone(), oss: oss.clone(), batches: batches.clone() });
+            let leases = Arc::new(Leases::new(client_id(node)));
+            let handler = Arc::new(NodeHandler {
+                mds: mdt.clone(),
+                oss: oss.clone(),
+                batches: batches.clone(),
+                asked: asked.clone(),
+                leases: leases.clone(),
+            });
+            all_leases.push(leases);
             servers.push(serve(listener, config, handler));
             mdts.push(mdt);
             osts.push(ost);
@@ -209,7 +233,7 @@ impl Builder {
         let addresses: Vec<_> = servers.iter().map(ServerHandle::address).collect();
         let mut clients = Vec::new();
         for node in 0..nodes {
-            let id = ClientId { node: NodeIndex::new(node as u16), incarnation: 1 };
+            let id = client_id(node);
             let role = Role::Node(id);
             let identity = Identity { instance: instance.clone(), uid: 0, role, auth: realm.member(0) };
             let client = Client::new(network.clone(), identity, XidSource::new(id), ChannelLimits::default());
@@ -221,7 +245,8 @@ impl Builder {
                 }
             };
             let targets = addresses.iter().enumerate().map(to_node).collect();
-            let fs = ClientFs::new(Targets::new(targets, client.xids().clone()), id.node);
+            let targets = Targets::new(targets, client.xids().clone());
+            let fs = ClientFs::new(targets, id.node, all_leases[node].clone());
             clients.push(Arc::new(fs));
             peers[node].channels.get_or_init(|| addresses.iter().map(|address| client.channel(*address)).collect());
             let (mdt, remover) = (mdts[node].clone(), Remover(osts.clone()));
@@ -234,8 +259,12 @@ impl Builder {
             }
         }
         let syncs = counted.iter().map(|oss| oss.syncs.clone()).collect();
-        Builder { clients, mdts, osts, batches, syncs, servers }
+        Builder { clients, mdts, osts, batches, syncs, asked, servers }
     }
+}
+
+fn client_id(node: usize) -> ClientId {
+    ClientId { node: NodeIndex::new(node as u16), incarnation: 1 }
 }
 
 fn open_mdt(
@@ -275,6 +304,12 @@ impl Peers for ChannelPeers {
 
     fn is_lost(&self, _mdt: MdtIndex) -> bool {
         false
+    }
+
+    async fn recall(&self, recall: Recall) -> Result<(), Errno> {
+        let node = usize::from(recall.client.node.get());
+        let channel = self.channels.get().and_then(|channels| channels.get(node)).unwrap();
+        Ok(channel.call(&recall, Deadline::after(TIMEOUT)).await?)
     }
 }
 
@@ -318,6 +353,8 @@ struct NodeHandler {
     mds: Arc<Mdt>,
     oss: Arc<CountedOst>,
     batches: Arc<AtomicUsize>,
+    asked: Arc<AtomicUsize>,
+    leases: Arc<Leases>,
 }
 
 #[async_trait]
@@ -334,7 +371,13 @@ impl Handler for NodeHandler {
             self.batches.fetch_add(1, Ordering::Relaxed);
             return Ok(BatchReply::Batch(batch::run(&*self.mds, caller, batch).await?).encode());
         }
+        if let Ok(LeaseRequest::Recall(recall)) = LeaseRequest::decode(opcode, body) {
+            return self.leases.recall(recall).await.map(|()| LeaseReply::Recall(()).encode());
+        }
         if let Ok(request) = MdsRequest::decode(opcode, body) {
+            if request.class() == Class::ReadOnly {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+            }
             return Ok(self.mds.call(caller, request).await?.encode());
         }
         let request = OssRequest::decode(opcode, body).map_err(|_| Errno::EPROTO)?;
