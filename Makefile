@@ -11,7 +11,7 @@ RELEASE     := $(CARGO_TARGET_DIR)/release
 CLUSTER     := tests/cluster/cluster
 DENY_ROOT   := $(or $(HOME),/root)/.cache/burstfs/cargo-deny
 
-.PHONY: help setup build install demo cluster cluster-down test unit e2e kills walltime posix rdma-test rdma-instances sanitize bench-start bench-data bench-net bench-stage lint deny clean
+.PHONY: help setup build install demo cluster cluster-down test unit e2e kills walltime posix rdma-test rdma-instances sanitize bench-start bench-data bench-metadata bench-net bench-stage lint deny clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -68,6 +68,10 @@ bench-start: setup build ## times of start and end, stage-in and drain, memory: 
 
 bench-data: setup build ## local files through burstfs and without: a table and target/bench/data.json (root)
 	tests/benches/run data
+
+bench-metadata: setup build ## names and inodes beside GlusterFS, MooseFS, ext4 and tmpfs: a table and target/bench/metadata.json (root)
+	tests/benches/peers install
+	tests/benches/run metadata
 
 bench-net: setup build ## calls over RDMA and TCP, against perftest and a bare socket: a table and target/bench/net.json (root)
 	tests/rdma/bench-net
