@@ -65,54 +65,65 @@ pub(crate) enum SlurmError {
 
 /// The jobs that have nodes now and match.
 pub(crate) fn jobs(filter: &Filter) -> Result<Vec<Job>, SlurmError> {
-    let states = "--states=RUNNING,CONFIGURING,COMPLETING,SUSPENDED";
-    let text = run("squeue", &["--noheader", states, "--format=%A|%u|%T|%N"])?;
-    let mut jobs = text.lines().filter(|line| !line.ends_with('|')).map(parse_job).collect::<Result<Vec<_>, _>>()?;
-    jobs.retain(|job| filter.accepts(job));
+    let states = ["--states=RUNNING,CONFIGURING,COMPLETING,SUSPENDED"];
+    let mut jobs = list(&states)?;
+    jobs.retain(|job| !job.hosts.is_empty() && filter.accepts(job));
     if !jobs.is_empty() {
-        let text = run("squeue", &["--noheader", states, "--Format=JobID:16,RestartCnt:16"])?;
-        let counts = text.lines().map(parse_count).collect::<Result<HashMap<_, _>, _>>()?;
-        for job in &mut jobs {
-            job.restart_count = counts.get(&job.id).copied().unwrap_or_default();
-        }
+        count_restarts(&mut jobs, &states)?;
     }
     Ok(jobs)
 }
 
 /// The job `id`, which has left its nodes, as long as Slurm remembers it.
 pub(crate) fn finished(id: u32) -> Result<Option<Job>, SlurmError> {
-    Ok(show(id)?.and_then(|text| parse_shown(id, &text)))
+    let Some(mut job) = one(id)?.filter(|job| !job.hosts.is_empty()) else { return Ok(None) };
+    count_restarts(std::slice::from_mut(&mut job), &of_one(id))?;
+    Ok(Some(job))
 }
 
 /// Whether the job `id` waits to be started, again or for the first time.
 pub(crate) fn is_pending(id: u32) -> Result<bool, SlurmError> {
-    Ok(show(id)?.is_some_and(|text| text.split_whitespace().any(|word| word == "JobState=PENDING")))
+    Ok(one(id)?.is_some_and(|job| job.state == "PENDING"))
 }
 
-/// What Slurm says of the job `id` behind the line with its name, which is the user's and could pass for anything else; `None`
-/// when Slurm does not know the job. A path has a line of its own, and may have blanks.
-fn show(id: u32) -> Result<Option<String>, SlurmError> {
-    match run("scontrol", &["show", "job", &id.to_string()]) {
-        Ok(text) => Ok(Some(without_name(&text).to_owned())),
-        Err(SlurmError::Failed { message, .. }) if message.contains("Invalid job id") => Ok(None),
+/// The job `id`, whatever has become of it; `None` when Slurm does not know it.
+fn one(id: u32) -> Result<Option<Job>, SlurmError> {
+    match list(&of_one(id)) {
+        // All of an array may be listed.
+        Ok(jobs) => Ok(jobs.into_iter().find(|job| job.id == id)),
+        Err(SlurmError::Failed { message, .. }) if message.contains(NO_SUCH_JOB) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn without_name(shown: &str) -> &str {
-    shown.split_once('\n').map_or("", |(_, rest)| rest)
+fn of_one(id: u32) -> [String; 2] {
+    ["--states=all".to_owned(), format!("--jobs={id}")]
 }
 
-fn parse_shown(id: u32, text: &str) -> Option<Job> {
-    let field = |key: &str| text.split_whitespace().find_map(|word| word.strip_prefix(key));
-    Some(Job {
-        id,
-        user: field("UserId=")?.split('(').next()?.to_owned(),
-        state: field("JobState=")?.to_owned(),
-        hosts: hostlist::expand(field("NodeList=").filter(|list| *list != "(null)")?).ok()?,
-        restart_count: field("Restarts=")?.parse().ok()?,
-    })
+/// Only fields that are Slurm's own are asked for: a name or a comment may have line breaks, and say anything. So who owns a job is
+/// never read from `scontrol show job`.
+fn list(selection: &[impl AsRef<str>]) -> Result<Vec<Job>, SlurmError> {
+    squeue(selection, "--format=%A|%u|%T|%N")?.lines().map(parse_job).collect()
 }
+
+/// Sets the restart counts of `jobs`, which `selection` lists.
+fn count_restarts(jobs: &mut [Job], selection: &[impl AsRef<str>]) -> Result<(), SlurmError> {
+    let text = squeue(selection, "--Format=JobID:16,RestartCnt:16")?;
+    let counts = text.lines().map(parse_count).collect::<Result<HashMap<_, _>, _>>()?;
+    for job in jobs {
+        job.restart_count = counts.get(&job.id).copied().unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn squeue(selection: &[impl AsRef<str>], format: &str) -> Result<String, SlurmError> {
+    let selection = selection.iter().map(AsRef::as_ref);
+    let arguments: Vec<&str> = ["--noheader"].into_iter().chain(selection).chain([format]).collect();
+    run("squeue", &arguments)
+}
+
+/// Slurm's words for a job that it does not know.
+const NO_SUCH_JOB: &str = "Invalid job id";
 
 impl Filter {
     pub(crate) fn accepts(&self, job: &Job) -> bool {
@@ -122,12 +133,14 @@ impl Filter {
     }
 }
 
-/// Where the job's output goes, and its working directory, as far as Slurm still knows the job.
+/// Where the job's output goes, and its working directory, as far as Slurm still knows the job. Its user may have made either up
+/// (in the job's name), so whoever opens something there trusts nothing of it.
 pub(crate) fn places(job: u32) -> (Option<PathBuf>, Option<PathBuf>) {
-    let text = show(job).ok().flatten().unwrap_or_default();
+    let text = run("scontrol", &["show", "job", &job.to_string()]).unwrap_or_default();
     (path_of(&text, "StdOut="), path_of(&text, "WorkDir="))
 }
 
+/// A path has a line of its own, and may have blanks.
 fn path_of(shown: &str, key: &str) -> Option<PathBuf> {
     shown.lines().find_map(|line| line.trim_start().strip_prefix(key)).map(PathBuf::from)
 }
@@ -156,7 +169,8 @@ fn parse_job(line: &str) -> Result<Job, SlurmError> {
         let id = fields.next()?.parse().ok()?;
         let user = fields.next()?.to_owned();
         let state = fields.next()?.to_owned();
-        let hosts = hostlist::expand(fields.next()?).ok()?;
+        let hosts = fields.next()?;
+        let hosts = if hosts.is_empty() { Vec::new() } else { hostlist::expand(hosts).ok()? };
         Some(Job { id, user, state, hosts, restart_count: 0 })
     };
     parsed().ok_or_else(|| SlurmError::Answer { program: "squeue", line: line.to_owned() })
@@ -179,21 +193,18 @@ mod tests {
         let job = parse_job("17|alice|RUNNING|node[1-2]").unwrap();
         assert_eq!((job.id, job.user.as_str(), job.hosts.len()), (17, "alice", 2));
         assert!(parse_job("x|alice|RUNNING|node1").is_err());
+        assert!(parse_job("17|alice|RUNNING|node[1-").is_err());
+        let waits = parse_job("18|alice|PENDING|").unwrap();
+        assert_eq!((waits.state.as_str(), waits.hosts.len()), ("PENDING", 0));
         assert_eq!(parse_count("17              2               ").unwrap(), (17, 2));
     }
 
     #[test]
-    fn reads_a_job_that_is_over() {
-        let shown = "JobId=17 JobName=x UserId=root(0) JobState=PENDING\n   UserId=alice(7001) GroupId=a(7) MCS_label=N/A\n   \
-                     JobState=COMPLETED Reason=None\n   Requeue=1 Restarts=1 BatchFlag=1\n   NodeList=node[1-2]\n   \
-                     BatchHost=node1\n   WorkDir=/home/a b\n   StdOut=/home/a b/out\n";
-        let shown = without_name(shown);
-        let job = parse_shown(17, shown).unwrap();
-        assert_eq!((job.user.as_str(), job.hosts.len(), job.restart_count), ("alice", 2, 1));
-        assert_eq!(job.state, "COMPLETED", "what the job is called is nothing that Slurm says");
+    fn reads_where_a_job_writes() {
+        let shown = "JobId=17 JobName=x\n   NodeList=node[1-2]\n   WorkDir=/home/a b\n   StdOut=/home/a b/out\n";
         assert_eq!(path_of(shown, "StdOut="), Some("/home/a b/out".into()));
         assert_eq!(path_of(shown, "WorkDir="), Some("/home/a b".into()));
-        assert_eq!(parse_shown(17, "   NodeList=(null)"), None);
+        assert_eq!(path_of(shown, "StdErr="), None);
     }
 
     #[test]

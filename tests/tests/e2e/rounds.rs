@@ -96,7 +96,9 @@ fn a_closed_file_is_drained_continuously() -> Result<()> {
 fn what_has_changed_is_drained_at_intervals() -> Result<()> {
     scenario("interval", |s| {
         let script = format!("echo one > a; for n in $(seq 300); do echo $n > f$n; done\n{}", until("end"));
-        let script = format!("burstfs wait --staged-in; echo \"in $?\"\n{script}");
+        // A name that looks like Slurm's own words about another job.
+        let name = "scontrol update jobid=$SLURM_JOB_ID name=$'x\\n   UserId=root(0) JobState=PENDING Restarts=7'";
+        let script = format!("{name} && burstfs wait --staged-in; echo \"in $?\"\n{script}");
         let job = submit(s, "when=interval:2s", &script)?;
         job.wait_line("in 0")?;
         let as_alice = |command: &str| {
@@ -114,7 +116,9 @@ fn what_has_changed_is_drained_at_intervals() -> Result<()> {
         job.wait_success(SOON)?;
         job.receipt()?.ensure_complete()?;
         ensure!(count(&job, "copied")? == 301, "{}", job.receipt()?.text());
-        let waited = as_alice(&format!("burstfs wait --drained -j {}", job.id))?;
+        let shown = as_alice(&format!("scontrol show job {}", job.id))?;
+        ensure!(shown.1.contains("\n   UserId=root(0)"), "{shown:?}");
+        let waited = as_alice(&format!("burstfs wait --drained -j {} --timeout 60", job.id))?;
         ensure!(waited.0 == Some(0), "{waited:?}");
         let report = as_alice(&format!("burstfs report {}", job.id))?;
         ensure!(report.0 == Some(0) && report.1.trim_end().ends_with("COMPLETE"), "{report:?}");
