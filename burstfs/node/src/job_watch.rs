@@ -7,7 +7,10 @@
 //! While the job runs, seldom: whether it is over although no epilog came. A `slurmctld` that was killed before it had saved
 //! its state has forgotten that the job has nodes, and ends nothing there.
 //!
-//! Owns the `scontrol` that it runs, one at a time. Whoever uses it polls [`JobWatch::child`] and comes back at
+//! `squeue` is asked, since it prints just the fields that it is asked for: `scontrol show job` prints the job's name and comment,
+//! which are the user's and may have line breaks, so that they could pass for Slurm's words.
+//!
+//! Owns the `squeue` that it runs, one at a time. Whoever uses it polls [`JobWatch::child`] and comes back at
 //! [`JobWatch::due`]. A `slurmctld` that does not answer is asked again: its absence says nothing about the job.
 
 use std::io::Read;
@@ -51,6 +54,7 @@ enum Aim {
 
 #[derive(Debug)]
 struct Question {
+    job_id: u32,
     child: Child,
     pidfd: OwnedFd,
 }
@@ -99,7 +103,7 @@ impl JobWatch {
                     Aim::Starting => !is_starting(state),
                     Aim::Running => is_over(state),
                 };
-                state_of(&answer).filter(is_news).map(str::to_owned)
+                state_of(self.job_id, &answer).filter(is_news).map(str::to_owned)
             }
             None if now >= self.due => {
                 self.question = Question::ask(self.job_id);
@@ -120,19 +124,19 @@ pub(crate) fn state_if_over(job_id: u32) -> Option<String> {
     let question = Question::ask(job_id)?;
     let has_ended = matches!(process::wait_readable(question.pidfd.as_fd(), Some(PATIENCE)), Ok(true));
     let answer = question.answer(has_ended)?;
-    state_of(&answer).filter(|state| is_over(state)).map(str::to_owned)
+    state_of(job_id, &answer).filter(|state| is_over(state)).map(str::to_owned)
 }
 
 impl Question {
-    /// `scontrol` finds Slurm's configuration as this process does, in its environment.
+    /// `squeue` finds Slurm's configuration as this process does, in its environment.
     fn ask(job_id: u32) -> Option<Question> {
-        let mut command = Command::new("scontrol");
-        command.args(["show", "job", &job_id.to_string()]);
+        let mut command = Command::new("squeue");
+        command.args(["--noheader", "--states=all", "--format=%A|%T", &format!("--jobs={job_id}")]);
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = spawned.inspect_err(|error| log::info!("cannot run scontrol: {error}")).ok()?;
+        let mut child = spawned.inspect_err(|error| log::info!("cannot run squeue: {error}")).ok()?;
         let pid = Pid::from_raw(child.id().cast_signed());
         match pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) {
-            Some(Ok(pidfd)) => Some(Question { child, pidfd }),
+            Some(Ok(pidfd)) => Some(Question { job_id, child, pidfd }),
             Some(Err(_)) | None => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -151,7 +155,7 @@ impl Question {
         self.child.stderr.take()?.read_to_string(&mut complained).ok()?;
         match self.child.wait().ok()?.success() {
             true => Some(said),
-            false => complained.contains(NO_SUCH_JOB).then(|| format!("JobState={FORGOTTEN}")),
+            false => complained.contains(NO_SUCH_JOB).then(|| format!("{}|{FORGOTTEN}", self.job_id)),
         }
     }
 }
@@ -164,9 +168,10 @@ impl Drop for Question {
     }
 }
 
-fn state_of(shown: &str) -> Option<&str> {
-    let line = shown.lines().find_map(|line| line.trim_start().strip_prefix("JobState="));
-    line?.split_whitespace().next()
+/// Of an array all jobs may be listed.
+fn state_of(job_id: u32, listed: &str) -> Option<&str> {
+    let mut jobs = listed.lines().filter_map(|line| line.split_once('|'));
+    jobs.find_map(|(id, state)| (id.trim().parse() == Ok(job_id)).then_some(state.trim()))
 }
 
 /// Slurm's words for a job that it does not know.
@@ -203,9 +208,9 @@ mod tests {
 
     #[test]
     fn reads_the_state() {
-        let shown = "JobId=7 JobName=JobState=x\n   UserId=alice(7001)\n   JobState=COMPLETING Reason=None\n";
-        assert_eq!(state_of(shown), Some("COMPLETING"));
-        assert_eq!(state_of("slurm_load_jobs error\n"), None);
+        assert_eq!(state_of(7, "6|RUNNING\n7|COMPLETING\n"), Some("COMPLETING"));
+        assert_eq!(state_of(17, "7|RUNNING\n"), None);
+        assert_eq!(state_of(7, "slurm_load_jobs error\n"), None);
         assert!(is_starting("RUNNING") && !is_starting("CANCELLED") && !is_starting(FORGOTTEN));
         assert!(is_over("CANCELLED") && is_over(FORGOTTEN));
         assert!(["RUNNING", "COMPLETING", "PENDING", "SUSPENDED"].iter().all(|state| !is_over(state)));
