@@ -1,5 +1,4 @@
 //! What a drain has left next to the job's output: `burstfs report` prints it, `burstfs wait` reads the result.
-
 //!
 //! Both lie where the job's user can make anything: they are opened without following a link at their name and without waiting
 //! for whoever writes into a pipe, and nothing of a report reaches the terminal as a control character.
