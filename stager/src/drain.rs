@@ -30,8 +30,11 @@ use crate::stream;
 use crate::temporary;
 use crate::tree::{Kind, Meta, Opened};
 
-/// From so many files on one `syncfs` takes less time than their syncs.
+/// From so many files on one `syncfs` takes less time than their syncs, each of which flushes the device.
 const SYNCFS_MIN: usize = 4;
+/// Files up to this size are synced so. `syncfs` also waits for what others have written to the file system: with larger ones there
+/// is more of that than anything it saves.
+const SYNCFS_MAX_BYTES: u64 = 256 << 10;
 /// Threads that wait for files to be durable, for one group.
 const SYNCS_MAX: usize = 16;
 
@@ -503,11 +506,11 @@ impl<'a> Drain<'a> {
     }
 
     pub(crate) async fn commit(&self, prepared: Vec<Prepared<'_>>) -> Vec<Fate> {
-        let files = prepared.iter().filter_map(|prepared| match prepared {
-            Prepared::Pending(pending) => Some(pending.fd.clone()),
+        let pending = prepared.iter().filter_map(|prepared| match prepared {
+            Prepared::Pending(pending) => Some((pending.fd.clone(), pending.meta.size)),
             Prepared::Fate(_) => None,
         });
-        let mut synced = self.sync(files.collect()).await.into_iter();
+        let mut synced = self.sync(pending.collect()).await.into_iter();
         let publish = |prepared| match prepared {
             Prepared::Fate(fate) => fate,
             Prepared::Pending(pending) => match synced.next() {
@@ -519,13 +522,24 @@ impl<'a> Drain<'a> {
         prepared.into_iter().map(publish).collect()
     }
 
-    /// Makes files durable, each with its own result: all with one call where that means the same.
-    async fn sync(&self, files: Vec<Arc<OwnedFd>>) -> Vec<Result<(), OsError>> {
+    /// Makes files of these sizes durable, each with its own result: the small ones with one call where that means the same.
+    async fn sync(&self, files: Vec<(Arc<OwnedFd>, u64)>) -> Vec<Result<(), OsError>> {
+        let is_small = |at: &usize| files[*at].1 <= SYNCFS_MAX_BYTES;
+        let (small, large): (Vec<usize>, Vec<usize>) = (0..files.len()).partition(is_small);
+        let mut results = vec![Ok(()); files.len()];
+        let each = async |which: Vec<usize>, results: &mut Vec<_>| {
+            let fds = which.iter().map(|at| files[*at].0.clone()).collect();
+            for (at, result) in which.into_iter().zip(sync_all(&self.context.runtime, fds).await) {
+                results[at] = result;
+            }
+        };
+        each(large, &mut results).await;
+        let is_one_call = self.syncs_whole && small.len() >= SYNCFS_MIN;
         // If something went wrong there, each file says for itself whether it was this one.
-        if self.syncs_whole && files.len() >= SYNCFS_MIN && pfs::sync_file_system(self.dir.as_fd()).is_ok() {
-            return vec![Ok(()); files.len()];
+        if !is_one_call || pfs::sync_file_system(self.dir.as_fd()).is_err() {
+            each(small, &mut results).await;
         }
-        sync_all(&self.context.runtime, files).await
+        results
     }
 
     /// Checks a file that was synced, and gives it its name.
