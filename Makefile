@@ -64,7 +64,7 @@ sanitize: setup ## the network layer under the address and the thread sanitizer,
 	tests/rdma/sanitize
 
 bench-start: setup build ## times of start and end, stage-in and drain, memory: a table and target/bench/start.json (root)
-	tests/benches/run start
+	BURSTFS_CLUSTER_NVME_MB=6144 tests/benches/run start
 
 bench-data: setup build ## local files through burstfs and without: a table and target/bench/data.json (root)
 	tests/benches/run data

@@ -18,10 +18,10 @@ const RUNS: usize = 7;
 const USER: &str = "alice";
 const DIR: &str = "/pfs/alice/bench";
 /// Bytes of the tree that is staged: large files, and many small ones.
-const LARGE: (usize, usize) = (24, 8 << 20);
+const LARGE: (usize, usize) = (96, 8 << 20);
 const SMALL: (usize, usize) = (1000, 16 << 10);
-/// What the copies of all runs fill, and some more.
-const TOUCHED_BYTES: usize = 12 << 30;
+/// What the copies of one step fill, and some more.
+const TOUCHED_BYTES: usize = 4 << 30;
 
 /// One job, timed from outside: all in ms.
 struct Times {
@@ -182,13 +182,12 @@ fn start_and_end(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
 /// instance is left on any node. All copies of a run are of the same tree between the same disks, one after the other, to
 /// names that are new (ext4 takes its time for names in the place of those just removed).
 fn staging(cluster: &Cluster, rows: &mut Vec<Row>) -> Result<()> {
-    touch_memory()?;
     let mut runs = Vec::new();
     for run in 0..RUNS {
         runs.push(staging_run(cluster, run)?);
+        cluster.sh("ctl", &format!("rm -rf {DIR}/out-* {DIR}/copy-*"))?;
+        cluster.sh("node1", "rm -rf /local/bench-*")?;
     }
-    cluster.sh("ctl", &format!("rm -rf {DIR}/out-* {DIR}/copy-*"))?;
-    cluster.sh("node1", "rm -rf /local/bench-*")?;
     let mib = (LARGE.0 * LARGE.1 + SMALL.0 * SMALL.1) as f64 / f64::from(1 << 20);
     let tree = format!("{mib:.0} MiB, {} files", LARGE.0 + SMALL.0);
     let column = |pick: fn(&StagingRun) -> f64| runs.iter().map(pick).collect::<Vec<_>>();
@@ -219,14 +218,14 @@ struct StagingRun {
 }
 
 fn staging_run(cluster: &Cluster, run: usize) -> Result<StagingRun> {
-    let capacity = "--burstfs=per_node=600MiB".to_owned();
+    let capacity = "--burstfs=per_node=2GiB".to_owned();
     let input = format!("--burstfs=stage_in source={DIR}/in/ destination=/in");
     let output = format!("--burstfs=stage_out source=/out/ destination={DIR}/out-{run}");
     let plain = run_staging(cluster, &[&capacity], &["job.sh"])?;
     let staged = run_staging(cluster, &[&capacity, &input, &output], &["job.sh", "copy"])?;
     let local = format!("/local/bench-{run}");
     let copied = format!("{DIR}/copy-{run}");
-    sync(cluster)?;
+    settle(cluster)?;
     let copy_in_ms = timed(cluster, &format!("cp -a {DIR}/in {local}"))?;
     let copy_out_ms = timed(cluster, &format!("cp -a {local} {copied}"))?;
     let copy_sync_ms = timed(cluster, &format!("sync -f {copied}"))?;
@@ -241,7 +240,7 @@ fn staging_run(cluster: &Cluster, run: usize) -> Result<StagingRun> {
 
 /// Runs the job on all nodes, from allocation to the first line, and from the last until the instance is gone.
 fn run_staging(cluster: &Cluster, options: &[&str], script: &[&str]) -> Result<Times> {
-    sync(cluster)?;
+    settle(cluster)?;
     let mut args = vec!["sbatch", "--parsable", "-o", "/dev/null", "-N4"];
     args.extend(options.iter().chain(script));
     let submitted = cluster.login(USER, DIR, "", &args)?;
@@ -289,25 +288,19 @@ fn allocated_ms(cluster: &Cluster, job: &str) -> Result<f64> {
     Ok(cluster.sh("ctl", &script)?.trim().parse::<f64>()? / 1e6)
 }
 
-/// What was written before is not written while the next step is timed.
-fn sync(cluster: &Cluster) -> Result<()> {
-    cluster.sh("ctl", "sync").map(drop)
+/// Before a step is timed: what was written before is not written during it, and memory that it takes costs the same in each. In a
+/// virtual machine the host gives memory that was not used for a while page by page, at several times the price of a copy,
+/// to whoever is the first to need it; of two copies the second would get what the first has let go of.
+fn settle(cluster: &Cluster) -> Result<()> {
+    cluster.sh("ctl", "sync")?;
+    let mut pages = vec![0_u8; TOUCHED_BYTES];
+    pages.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    std::hint::black_box(&pages);
+    Ok(())
 }
 
 fn ratios(of: &[f64], by: &[f64]) -> Vec<f64> {
     of.iter().zip(by).map(|(of, by)| of / by.max(1.0)).collect()
-}
-
-/// In a virtual machine the host gives memory that was never used page by page, at several times the price of a copy, to
-/// whoever is the first to need it. So it is all used once before anything is timed.
-fn touch_memory() -> Result<()> {
-    let info = fs::read_to_string("/proc/meminfo")?;
-    let free = info.lines().find_map(|line| line.strip_prefix("MemFree:")).context("MemFree")?;
-    let free_kib: usize = free.trim().trim_end_matches(" kB").parse()?;
-    let mut pages = vec![0_u8; (free_kib << 10).min(TOUCHED_BYTES) / 2];
-    pages.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    std::hint::black_box(&pages);
-    Ok(())
 }
 
 /// How long a command takes on node1, in ms.
