@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use burstfs_types::{Errno, ObjectId};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, Timestamps, fstat, futimens, openat, statat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, SeekFrom, Stat, Timestamps, fstat, futimens, openat, seek, statat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno as SysErrno;
 
@@ -42,8 +43,12 @@ impl Object {
     /// Charges what is allocated for the object now, in place of what was charged before and of `reservation`.
     pub(crate) fn settle(&self, space: &Space, reservation: Option<Reservation<'_>>) -> Result<Stat, Errno> {
         let mut charge = lock(&self.charge);
-        let stat = fstat(&self.file).map_err(errno)?;
+        let mut stat = fstat(&self.file).map_err(errno)?;
         if let Charge::Bytes(before) = *charge {
+            if seems_to_shrink(&stat, before) {
+                await_allocation(&self.file);
+                stat = fstat(&self.file).map_err(errno)?;
+            }
             let after = allocated(&stat);
             space.settle(before, after, reservation);
             *charge = Charge::Bytes(after);
@@ -56,6 +61,21 @@ impl Object {
             space.settle(before, 0, None);
         }
     }
+}
+
+/// Whether fewer bytes are allocated than before, or none for a file that has some: so it is after a truncation, and so it looks for
+/// a moment while ext4 gives a file the blocks that it has promised it (`ext4_da_update_reserve_space` takes them off the
+/// promised ones before it counts them as the file's).
+fn seems_to_shrink(stat: &Stat, before: u64) -> bool {
+    let after = allocated(stat);
+    after < before || (after == 0 && stat.st_size > 0)
+}
+
+/// Waits until no blocks of the file are being allocated: looking for data takes the lock under which they are. What the file is
+/// read and written at does not depend on the position that this sets.
+fn await_allocation(file: &OwnedFd) {
+    // A file of holes has no data; then there is nothing to wait for either.
+    let _ = seek(file, SeekFrom::Data(0));
 }
 
 /// Bytes that the device has allocated for a file, metadata of its own included.
@@ -305,6 +325,9 @@ fn found<T>(result: Result<T, SysErrno>) -> Result<Option<T>, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+    use std::sync::atomic::AtomicBool;
+
     use burstfs_types::{Ino, StripeIndex};
     use rustix::io::pwrite;
 
@@ -345,6 +368,33 @@ mod tests {
         assert_eq!(store.space.used(), 200 * 4096);
         (1..=200).for_each(|n| store.remove(id(n)).unwrap());
         assert_eq!((store.space.used(), store.objects()), (0, 0));
+    }
+
+    #[test]
+    fn blocks_that_are_being_allocated_are_charged() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path(), 64);
+        let object = store.get_or_make(id(1)).unwrap();
+        let is_over = AtomicBool::new(false);
+        let mut seen = std::collections::BTreeSet::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    // SAFETY: a call on a descriptor that is open; no memory is touched.
+                    unsafe { libc::sync_file_range(object.file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+                }
+            });
+            for _ in 0..10_000 {
+                pwrite(&object.file, &[7; 4096], 0).unwrap();
+                for _ in 0..20 {
+                    object.settle(&store.space, None).unwrap();
+                    seen.insert(store.space.used());
+                }
+                rustix::fs::ftruncate(&object.file, 0).unwrap();
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(Vec::from_iter(seen), [4096]);
     }
 
     #[test]
