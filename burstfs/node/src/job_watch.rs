@@ -13,15 +13,11 @@
 //! Owns the `squeue` that it runs, one at a time. Whoever uses it polls [`JobWatch::child`] and comes back at
 //! [`JobWatch::due`]. A `slurmctld` that does not answer is asked again: its absence says nothing about the job.
 
-use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::os::fd::BorrowedFd;
+use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags};
-
-use crate::log;
-use crate::process;
+use crate::question::{Answer, Question};
 
 /// An ordinary start is over by then.
 const FIRST: Duration = Duration::from_secs(2);
@@ -52,13 +48,6 @@ enum Aim {
     Running,
 }
 
-#[derive(Debug)]
-struct Question {
-    job_id: u32,
-    child: Child,
-    pidfd: OwnedFd,
-}
-
 impl JobWatch {
     /// Of a start on `nodes` nodes that begins `now`.
     pub(crate) fn of_start(job_id: u32, nodes: usize, now: Duration) -> JobWatch {
@@ -84,7 +73,7 @@ impl JobWatch {
 
     /// Readable when an answer is there.
     pub(crate) fn child(&self) -> Option<BorrowedFd<'_>> {
-        self.question.as_ref().map(|question| question.pidfd.as_fd())
+        self.question.as_ref().map(Question::pidfd)
     }
 
     /// Asks if it is time to, hears the answer if there is one; the job's state when it does not
@@ -92,13 +81,13 @@ impl JobWatch {
     pub(crate) fn look(&mut self, now: Duration) -> Option<String> {
         match &self.question {
             Some(question) => {
-                let has_ended =
-                    matches!(process::wait_readable(question.pidfd.as_fd(), Some(Duration::ZERO)), Ok(true));
+                let has_ended = question.has_ended(Duration::ZERO);
                 if !has_ended && now < self.due {
                     return None;
                 }
                 self.due = now + self.interval;
-                let answer = self.question.take()?.answer(has_ended)?;
+                let question = self.question.take().filter(|_| has_ended)?;
+                let answer = listed(self.job_id, question.answer()?)?;
                 let is_news = |state: &&str| match self.aim {
                     Aim::Starting => !is_starting(state),
                     Aim::Running => is_over(state),
@@ -106,7 +95,7 @@ impl JobWatch {
                 state_of(self.job_id, &answer).filter(is_news).map(str::to_owned)
             }
             None if now >= self.due => {
-                self.question = Question::ask(self.job_id);
+                self.question = Question::ask(squeue(self.job_id));
                 self.due = now + if self.question.is_some() { PATIENCE } else { self.interval };
                 None
             }
@@ -121,50 +110,23 @@ fn share(nodes: usize) -> Duration {
 
 /// The job's state, asked now, when it is over.
 pub(crate) fn state_if_over(job_id: u32) -> Option<String> {
-    let question = Question::ask(job_id)?;
-    let has_ended = matches!(process::wait_readable(question.pidfd.as_fd(), Some(PATIENCE)), Ok(true));
-    let answer = question.answer(has_ended)?;
+    let question = Question::ask(squeue(job_id))?;
+    let question = question.has_ended(PATIENCE).then_some(question)?;
+    let answer = listed(job_id, question.answer()?)?;
     state_of(job_id, &answer).filter(|state| is_over(state)).map(str::to_owned)
 }
 
-impl Question {
-    /// `squeue` finds Slurm's configuration as this process does, in its environment.
-    fn ask(job_id: u32) -> Option<Question> {
-        let mut command = Command::new("squeue");
-        command.args(["--noheader", "--states=all", "--format=%A|%T", &format!("--jobs={job_id}")]);
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = spawned.inspect_err(|error| log::info!("cannot run squeue: {error}")).ok()?;
-        let pid = Pid::from_raw(child.id().cast_signed());
-        match pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) {
-            Some(Ok(pidfd)) => Some(Question { job_id, child, pidfd }),
-            Some(Err(_)) | None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                None
-            }
-        }
-    }
-
-    /// What it said; `None` when it failed or is given up. What it says fits into a pipe, so that it ends by itself.
-    fn answer(mut self, has_ended: bool) -> Option<String> {
-        if !has_ended {
-            return None;
-        }
-        let (mut said, mut complained) = (String::new(), String::new());
-        self.child.stdout.take()?.read_to_string(&mut said).ok()?;
-        self.child.stderr.take()?.read_to_string(&mut complained).ok()?;
-        match self.child.wait().ok()?.success() {
-            true => Some(said),
-            false => complained.contains(NO_SUCH_JOB).then(|| format!("{}|{FORGOTTEN}", self.job_id)),
-        }
-    }
+fn squeue(job_id: u32) -> Command {
+    let mut command = Command::new("squeue");
+    command.args(["--noheader", "--states=all", "--format=%A|%T", &format!("--jobs={job_id}")]);
+    command
 }
 
-impl Drop for Question {
-    fn drop(&mut self) {
-        // Nothing happens to one that has been waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// What `squeue` listed; `None` when it failed.
+fn listed(job_id: u32, answer: Answer) -> Option<String> {
+    match answer.has_succeeded {
+        true => Some(answer.said),
+        false => answer.complained.contains(NO_SUCH_JOB).then(|| format!("{job_id}|{FORGOTTEN}")),
     }
 }
 

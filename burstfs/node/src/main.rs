@@ -24,6 +24,7 @@ mod mount;
 mod node_socket;
 mod policy;
 mod process;
+mod question;
 mod recover;
 mod remove;
 mod request;
