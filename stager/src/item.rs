@@ -205,7 +205,7 @@ pub(crate) enum EntryState {
     NotAttempted {
         reason: String,
     },
-    /// `when=manual`, and nobody has asked for it since it changed.
+    /// `when=manual`, and nobody has asked for it since it changed; or `on=`, and the job had another end.
     NotAsked,
 }
 
@@ -250,21 +250,22 @@ impl Kept {
 impl EntryRecord {
     pub(crate) fn failed(entry: &Entry, error: &EntryError) -> EntryRecord {
         let errno = error.errno().map(|errno| errno.0);
-        EntryRecord::without_copy(entry, EntryState::Failed { reason: error.to_string(), errno })
+        EntryRecord::not_copied(entry, EntryState::Failed { reason: error.to_string(), errno })
     }
 
     pub(crate) fn not_attempted(entry: &Entry, reason: &str) -> EntryRecord {
-        EntryRecord::without_copy(entry, EntryState::NotAttempted { reason: reason.to_owned() })
+        EntryRecord::not_copied(entry, EntryState::NotAttempted { reason: reason.to_owned() })
     }
 
     /// The record of a directory itself.
     pub(crate) fn of_directory(state: EntryState) -> EntryRecord {
         let (name, kind) = (Vec::new(), EntryKind::Directory);
         let entry = Entry { name, target: None, ino: None, kind, counted: None, is_changed: true };
-        EntryRecord::without_copy(&entry, state)
+        EntryRecord::not_copied(&entry, state)
     }
 
-    fn without_copy(entry: &Entry, state: EntryState) -> EntryRecord {
+    /// The record of an entry that was not copied.
+    pub(crate) fn not_copied(entry: &Entry, state: EntryState) -> EntryRecord {
         EntryRecord {
             name: entry.name.clone(),
             target: entry.target.clone(),

@@ -1,7 +1,8 @@
 //! What a `stage_in` or `stage_out` directive asks for, as the stager sees it: variables replaced, paths absolute.
 
 use burstfs_proto::stage::Direction;
-use burstfs_spec::{Filters, Glob, SpecError};
+use burstfs_spec::{DrainOn, DrainWhen, Filters, Glob, SpecError, StageOut};
+use burstfs_types::JobEnd;
 use serde::{Deserialize, Serialize};
 
 /// What the source must be.
@@ -60,6 +61,33 @@ pub enum AtEnd {
     Drain,
     /// Copies nothing: names what was drained while the job ran, and what was not asked for.
     Name,
+    /// Copies nothing and looks at no target: names the source as not asked for. It is drained only after another end of the job, `on`.
+    Leave {
+        /// After which it would have been.
+        on: JobEnd,
+    },
+    /// Does not begin, and is not done: it is drained only after the end `on` of the job, and how that ended is not known.
+    Wait {
+        /// After which it would be.
+        on: JobEnd,
+    },
+}
+
+impl AtEnd {
+    /// What the drain at the end does for `directive`; `ended` is how the job ended, as far as it is known.
+    pub fn of(directive: &StageOut, ended: Option<JobEnd>) -> AtEnd {
+        let on = match directive.on {
+            DrainOn::Always if directive.when == DrainWhen::Manual => return AtEnd::Name,
+            DrainOn::Always => return AtEnd::Drain,
+            DrainOn::Success => JobEnd::Success,
+            DrainOn::Failure => JobEnd::Failure,
+        };
+        match ended {
+            None => AtEnd::Wait { on },
+            Some(ended) if ended == on => AtEnd::Drain,
+            Some(_) => AtEnd::Leave { on },
+        }
+    }
 }
 
 /// What is carried over besides the contents.
@@ -165,6 +193,14 @@ impl StageJob {
         self.glob.as_ref().map_or(&self.source, |glob| glob.base().as_bytes())
     }
 
+    /// The end of the job after which alone the directive is drained, while it is not known how the job ended.
+    pub(crate) fn waits_for(&self) -> Option<JobEnd> {
+        match self.at_end {
+            AtEnd::Wait { on } => Some(on),
+            AtEnd::Drain | AtEnd::Name | AtEnd::Leave { .. } => None,
+        }
+    }
+
     /// What stands in front of the path below the source when a filter is asked: rsync's root is the source itself if that
     /// ends in `/`, and else its parent.
     pub(crate) fn filter_prefix(&self) -> &[u8] {
@@ -264,11 +300,11 @@ impl TryFrom<&burstfs_spec::StageIn> for StageJob {
     }
 }
 
-/// Fails when a path still has a variable.
-impl TryFrom<&burstfs_spec::StageOut> for StageJob {
+/// Fails when a path still has a variable. What depends on the job's end waits ([`AtEnd::Wait`]) until it is said with [`AtEnd::of`].
+impl TryFrom<&StageOut> for StageJob {
     type Error = SpecError;
 
-    fn try_from(directive: &burstfs_spec::StageOut) -> Result<StageJob, SpecError> {
+    fn try_from(directive: &StageOut) -> Result<StageJob, SpecError> {
         Ok(StageJob {
             direction: Direction::Out,
             source: source_text!(directive),
@@ -282,7 +318,7 @@ impl TryFrom<&burstfs_spec::StageOut> for StageJob {
             update: directive.update.into(),
             atomic: directive.atomic.into(),
             preserve: directive.preserve.into(),
-            at_end: if directive.when == burstfs_spec::DrainWhen::Manual { AtEnd::Name } else { AtEnd::Drain },
+            at_end: AtEnd::of(directive, None),
             is_shared: false,
         })
     }

@@ -464,6 +464,10 @@ impl Inner {
         reasons.extend(self.problem.clone());
         for (tally, job) in self.tallies.iter().zip(jobs) {
             let source = job.source.escape_ascii();
+            if job.waits_for().is_some() {
+                // Slurm may say it yet.
+                self.cure = self.cure.max(Cure::Wait);
+            }
             if let Some(not_started) = &tally.not_started {
                 reasons.push(format!("{source}: {}", not_started.reason));
             } else if !tally.is_started {
@@ -507,13 +511,21 @@ impl Inner {
         if let Some((job, errno)) = self.no_room {
             return self.no_room_at(jobs.get(usize::from(job)), errno);
         }
+        if self.totals.failed > 0 {
+            return Failure::new(Code::DrainFailed, format!("stage_out: {first}{more}"));
+        }
+        if let Some((job, on)) = jobs.iter().find_map(|job| Some((job, job.waits_for()?))) {
+            let source = job.source.escape_ascii();
+            let message =
+                format!("stage_out: Slurm does not say how the job ended, and {source} is drained only after {on}");
+            return Failure::new(Code::JobEndUnknown, message);
+        }
         let missing = self
             .tallies
             .iter()
             .zip(jobs)
             .find(|(tally, _)| tally.not_started.as_ref().is_some_and(|not_started| not_started.is_source_missing));
         match missing {
-            _ if self.totals.failed > 0 => Failure::new(Code::DrainFailed, format!("stage_out: {first}{more}")),
             Some((_, job)) => {
                 let message = format!("stage_out: {} is not there", job.source.escape_ascii());
                 Failure::new(Code::OutputMissing, message)

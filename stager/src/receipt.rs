@@ -8,10 +8,11 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use burstfs_types::Timestamp;
+use burstfs_types::{JobEnd, Timestamp};
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::AtEnd;
 use crate::item::{EntryRecord, EntryState, join};
 use crate::ledger::{Inner, Ledger, NOT_KEPT_WORDS};
 
@@ -31,6 +32,8 @@ pub struct Header {
     pub began: String,
     /// When it ended.
     pub ended: String,
+    /// How the job ended; `None` where no directive depends on it, or where it is not known.
+    pub job_end: Option<JobEnd>,
     /// What becomes of what could not be drained, and how to go on.
     pub kept: Option<String>,
 }
@@ -102,8 +105,16 @@ impl Ledger {
         let line = |(tally, job): (&crate::ledger::Tally, &crate::StageJob)| JobLine {
             source: text(&job.source),
             destination: text(&job.destination),
-            state: if tally.is_started { "done" } else { "failed" },
-            reason: tally.not_started.as_ref().map(|not_started| not_started.reason.clone()),
+            state: match job.at_end {
+                AtEnd::Leave { .. } if tally.is_started => "not_asked",
+                _ if tally.is_started => "done",
+                _ => "failed",
+            },
+            reason: match (job.at_end, &tally.not_started) {
+                (_, Some(not_started)) => Some(not_started.reason.clone()),
+                (AtEnd::Leave { on }, None) => Some(format!("it is drained only after {on} of the job")),
+                (_, None) => None,
+            },
         };
         inner.tallies.iter().zip(&self.jobs).map(line).collect()
     }
@@ -119,6 +130,7 @@ impl Ledger {
         member(out, "user", &header.user)?;
         member(out, "began", &header.began)?;
         member(out, "ended", &header.ended)?;
+        member(out, "job_end", &header.job_end)?;
         member(out, "stage_out", &jobs)?;
         write!(out, "\"entries\": [")?;
         let mut separator = "\n";
@@ -171,7 +183,7 @@ impl Ledger {
         writeln!(out, "  unchanged  {:>12} files {:>18} bytes", totals.unchanged, totals.bytes_unchanged)?;
         writeln!(out, "  failed     {:>12} entries, not attempted {}", totals.failed, totals.not_attempted)?;
         if totals.not_asked > 0 {
-            writeln!(out, "  not asked  {:>12} entries of when=manual", totals.not_asked)?;
+            writeln!(out, "  not asked  {:>12} entries, of when=manual or of on= with another end", totals.not_asked)?;
         }
         for (word, count) in NOT_KEPT_WORDS.iter().zip(totals.not_kept).filter(|(_, count)| *count > 0) {
             writeln!(out, "  {word} could not be preserved for {count} entries (named in the receipt)")?;

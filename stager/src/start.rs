@@ -2,14 +2,16 @@
 
 use burstfs_proto::stage::Direction;
 use burstfs_spec::Glob;
-use burstfs_types::{Errno, Ino, Name, NodeIndex};
+use burstfs_types::{Errno, Ino, JobEnd, Name, NodeIndex};
 use thiserror::Error;
 
 use crate::drain;
 use crate::engine::{Context, Done};
 use crate::error::{EntryError, OsError};
-use crate::item::{Copy, Dir, Entry, EntryKind, From, How, Publication, Record, Step, Work, join};
-use crate::job::{Atomic, SourceType, StageJob};
+use crate::item::{
+    Copy, Dir, Entry, EntryKind, EntryRecord, EntryState, From, How, Publication, Record, Step, Work, join,
+};
+use crate::job::{AtEnd, Atomic, SourceType, StageJob};
 use crate::list::{self, make_dir_in};
 use crate::tree::{Kind, Meta};
 use crate::{glob, names, pfs, publish};
@@ -71,6 +73,13 @@ impl Found {
 
 /// Resolves the job.
 pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attempt: u32, is_published: bool) -> Done {
+    if context.round().is_none() {
+        match job.at_end {
+            AtEnd::Drain | AtEnd::Name => {}
+            AtEnd::Leave { .. } => return leave(context, job, number).await,
+            AtEnd::Wait { on } => return wait(number, on),
+        }
+    }
     let mut tries = 0;
     let result = loop {
         let result = match context.direction {
@@ -107,6 +116,35 @@ pub(crate) async fn start(context: &Context, job: &StageJob, number: u16, attemp
         }
     }
     done
+}
+
+/// Names the source of what is not drained after this end of the job, with all that is in it; not what a pattern matches, nor a source that
+/// is not there: nobody has asked for it.
+async fn leave(context: &Context, job: &StageJob, number: u16) -> Done {
+    let mut records = vec![Record::Started { job: number, publication: None }];
+    let found = if job.glob.is_none() { resolve(context, &job.source).await.ok() } else { None };
+    if let Some((_, meta)) = found {
+        let state = EntryState::NotAsked;
+        let (source_dir, target_dir, entry) = if meta.kind == Kind::Directory {
+            (trimmed(&job.source).to_vec(), directory_target(job), EntryRecord::of_directory(state))
+        } else {
+            let ((dir, name), (target_dir, target)) = (split(&job.source), file_target(job, false));
+            let target = (target != name).then_some(target);
+            let (name, kind, counted) = (name.to_vec(), EntryKind::File, Some(meta.size));
+            let entry = Entry { name, target, ino: None, kind, counted, is_changed: true };
+            (dir.to_vec(), target_dir, EntryRecord::not_copied(&entry, state))
+        };
+        records.push(Record::Announced { job: number, entries: 1, dirs: 0 });
+        records.push(Record::Entries { job: number, source_dir, target_dir, entries: vec![entry] });
+    }
+    Done { items: Vec::new(), records }
+}
+
+/// What depends on an end that is not known.
+fn wait(number: u16, on: JobEnd) -> Done {
+    let reason = format!("it is drained only after {on} of the job, and how the job ended is not known");
+    let record = Record::NotStarted { job: number, is_source_missing: false, reason, errno: None };
+    Done { items: Vec::new(), records: vec![record] }
 }
 
 pub(crate) fn check_type(job: &StageJob, kind: Kind) -> Result<(), StartError> {

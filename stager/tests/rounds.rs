@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use burstfs_proto::mgs::RoundFigures;
 use burstfs_proto::stage::Direction;
-use burstfs_stager::{AtEnd, RoundTally, Selection, StageJob, Takes};
+use burstfs_stager::{AtEnd, Cure, RoundTally, Selection, StageJob, Takes};
+use burstfs_types::{Code, JobEnd};
 use serde_json::Value;
 use support::compare::assert_same;
 use support::tree::LocalTree;
@@ -263,4 +264,63 @@ fn nothing_asked_for_is_nothing_missing() {
     job.write("a", "one");
     assert_eq!(job.end_of_manual(), Vec::<Value>::new());
     assert!(!job.target("").exists());
+}
+
+#[test]
+fn what_is_for_another_end_of_the_job_is_named_and_left_where_it_is() {
+    let mut job = Job::new();
+    job.at_end = AtEnd::Leave { on: JobEnd::Success };
+    job.write("a", "one");
+    job.write("sub/b", "two");
+    fs::create_dir(job.target("")).unwrap();
+    fs::write(job.target("a"), "of before").unwrap();
+    let expected = [("/out".to_owned(), "not_asked".to_owned())];
+    assert_eq!(states(&job.end_of_manual()), expected, "the whole directory");
+    assert_eq!(fs::read(job.target("a")).unwrap(), b"of before");
+    assert!(!job.target("sub").exists());
+    fs::remove_dir_all(job.out("")).unwrap();
+    assert_eq!(job.end_of_manual(), Vec::<Value>::new(), "nobody misses what was not asked for");
+}
+
+#[test]
+fn a_file_that_is_for_another_end_is_named_with_its_size() {
+    let job = Job::new();
+    job.write("a", "one");
+    let stage_dir = job.dir.path().join("stage");
+    let source = StageJob::new(Direction::Out, "/out/a", job.target("b").to_str().unwrap());
+    let jobs = vec![StageJob { at_end: AtEnd::Leave { on: JobEnd::Failure }, ..source }];
+    let run = Run { nodes: 2, attempt: 1, jobs, stage_dir: &stage_dir };
+    let receipt = job.runtime.block_on(run.go(Direction::Out, job.tree.clone())).receipt(job.dir.path());
+    let entry = &receipt["entries"][0];
+    assert_eq!((entry["path"].as_str(), entry["size"].as_u64()), (Some("/out/a"), Some(3)));
+    assert_eq!(entry["destination"], job.target("b").to_str().unwrap());
+    let line = &receipt["stage_out"][0];
+    assert_eq!(
+        (line["state"].as_str(), line["reason"].as_str()),
+        (Some("not_asked"), Some("it is drained only after failure of the job"))
+    );
+}
+
+#[test]
+fn what_depends_on_an_end_that_is_not_known_is_missing_and_the_rest_is_drained() {
+    let mut job = Job::new();
+    job.write("a", "one");
+    let stage_dir = job.dir.path().join("stage");
+    let always = job.run(&stage_dir).jobs.remove(0);
+    let waits = StageJob {
+        at_end: AtEnd::Wait { on: JobEnd::Success },
+        destination: job.target("../other").to_str().unwrap().into(),
+        ..always.clone()
+    };
+    let run = Run { nodes: 2, attempt: 7, jobs: vec![always, waits], stage_dir: &stage_dir };
+    let ran = job.runtime.block_on(run.go(Direction::Out, job.tree.clone()));
+    let failure = ran.outcome.failure.clone().unwrap();
+    assert_eq!((failure.code, ran.outcome.cure), (Code::JobEndUnknown, Cure::Wait), "{failure}");
+    assert!(failure.message.contains("/out/ is drained only after success"), "{failure}");
+    assert!(fs::read(job.target("a")).unwrap() == b"one" && !job.dir.path().join("other").exists());
+    let receipt = ran.receipt(job.dir.path());
+    assert_eq!(
+        (receipt["result"].as_str(), receipt["stage_out"][1]["state"].as_str()),
+        (Some("INCOMPLETE"), Some("failed"))
+    );
 }

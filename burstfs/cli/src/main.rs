@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burstfs_config::SiteConfig;
-use burstfs_types::Code;
+use burstfs_types::{Code, JobEnd};
 use clap::{Args, Parser, Subcommand};
 
 use crate::table::Column;
@@ -83,6 +83,9 @@ enum Command {
         /// The job's nodes, in Slurm's notation, where nobody else knows them any more.
         #[arg(short = 'w', long, requires = "user")]
         nodelist: Option<String>,
+        /// How the job ended, for stage_out with on=, where Slurm does not say it: success or failure.
+        #[arg(long)]
+        ended: Option<JobEnd>,
         /// Does not wait for the end.
         #[arg(long)]
         no_wait: bool,
@@ -218,8 +221,8 @@ fn run(cli: Cli) -> Result<(), Ending> {
         Command::Layout(command) => layout::run(&command),
         Command::Check { job } => check::run(job.map_or_else(own_job, Ok)?, &load(&cli.config)?),
         Command::Plan(args) => plan::run(&args, &load(&cli.config)?),
-        Command::Resume { job, user, nodelist, no_wait } => {
-            resume::run(&resume::Which { job, nodelist, user, no_wait }, &load(&cli.config)?)
+        Command::Resume { job, user, nodelist, ended, no_wait } => {
+            resume::run(&resume::Which { job, nodelist, user, ended, no_wait }, &load(&cli.config)?)
         }
         Command::Selftest(args) => selftest::run(&args),
         Command::Explain { code } => explain(&code),

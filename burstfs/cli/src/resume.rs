@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use burstfs_config::SiteConfig;
 use burstfs_proto::mgs::{InstanceStatus, Resume, State, Status};
-use burstfs_types::hostlist;
+use burstfs_types::{JobEnd, hostlist};
 use nix::unistd::Uid;
 
 use crate::ask::{self, AskError, Place};
@@ -27,6 +27,8 @@ pub(crate) struct Which {
     /// The job's nodes in Slurm's notation, where nobody else knows them.
     pub(crate) nodelist: Option<String>,
     pub(crate) user: Option<String>,
+    /// How the job ended, where Slurm does not say.
+    pub(crate) ended: Option<JobEnd>,
     /// Come back as soon as the nodes have heard it.
     pub(crate) no_wait: bool,
 }
@@ -85,7 +87,7 @@ fn find(which: &Which) -> Result<Place, Ending> {
 async fn begin(which: &Which, place: &Place, config: &SiteConfig) -> Result<InstanceStatus, Ending> {
     let end = Instant::now() + PATIENCE;
     loop {
-        match ask::ask(place, &Resume, ask::TIMEOUT, config).await {
+        match ask::ask(place, &Resume { ended: which.ended }, ask::TIMEOUT, config).await {
             Ok(Some(status)) => return Ok(status),
             Err(AskError::NotYours) => {
                 return Err(Ending::new(Exit::Permission, AskError::NotYours));

@@ -4,24 +4,31 @@
 //! receiver of messages stays open and silent, and what the daemon says is dropped.
 
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use burstfs_node::control::{DaemonMessage, LineDecoder, NodeMessage, encode};
 use burstfs_node::description::InstanceDescription;
+use burstfs_types::JobEnd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Bytes of one read.
 const READ_BYTES: usize = 8 << 10;
 /// Messages that wait to be written or handled; both sides send a handful in an instance's life, and progress.
 const QUEUE: usize = 64;
+/// How long the supervisor may take to say how the job ended: a little longer than it waits for Slurm.
+const JOB_END_PATIENCE: Duration = Duration::from_secs(45);
 
 /// The way to the supervisor.
 #[derive(Clone)]
 pub(crate) struct Supervisor {
     outgoing: mpsc::Sender<DaemonMessage>,
+    /// How the job ended, as the supervisor has answered last.
+    job_end: Arc<watch::Sender<Option<JobEnd>>>,
 }
 
 impl Supervisor {
@@ -29,7 +36,7 @@ impl Supervisor {
     #[cfg(test)]
     pub(crate) fn overheard() -> (Supervisor, mpsc::Receiver<DaemonMessage>) {
         let (outgoing, said) = mpsc::channel(QUEUE);
-        (Supervisor { outgoing }, said)
+        (Supervisor { outgoing, job_end: Arc::default() }, said)
     }
 
     /// Says something. A supervisor that is gone is no error: nobody is left to be told.
@@ -37,6 +44,18 @@ impl Supervisor {
         if self.outgoing.send(message).await.is_err() {
             tracing::debug!("the supervisor is gone; nobody hears what this daemon says");
         }
+    }
+
+    /// How the job ended, as the supervisor knows it of its journal or of Slurm; `None` when neither says. One asks at a time.
+    pub(crate) async fn job_end(&self) -> Option<JobEnd> {
+        let mut answers = self.job_end.subscribe();
+        self.say(DaemonMessage::AskJobEnd).await;
+        // An error would mean that the sender is gone, and it is here.
+        if tokio::time::timeout(JOB_END_PATIENCE, answers.changed()).await.is_err() {
+            tracing::info!("the supervisor does not say how the job ended");
+            return None;
+        }
+        *answers.borrow()
     }
 }
 
@@ -54,9 +73,10 @@ pub(crate) async fn open(
     let NodeMessage::Start(description) = first else { bail!("the supervisor's first message was {first:?}") };
     let (incoming, messages) = mpsc::channel(QUEUE);
     let (outgoing, queue) = mpsc::channel(QUEUE);
-    tokio::spawn(pump_in(reading, decoder, incoming));
+    let supervisor = Supervisor { outgoing, job_end: Arc::default() };
+    tokio::spawn(pump_in(reading, decoder, incoming, supervisor.job_end.clone()));
     tokio::spawn(pump_out(writing, queue));
-    Ok((*description, messages, Supervisor { outgoing }))
+    Ok((*description, messages, supervisor))
 }
 
 async fn receive(socket: &mut OwnedReadHalf, decoder: &mut LineDecoder) -> anyhow::Result<Option<NodeMessage>> {
@@ -72,9 +92,16 @@ async fn receive(socket: &mut OwnedReadHalf, decoder: &mut LineDecoder) -> anyho
     }
 }
 
-async fn pump_in(mut socket: OwnedReadHalf, mut decoder: LineDecoder, incoming: mpsc::Sender<NodeMessage>) {
+/// Passes on what the supervisor says; its answers go to who has asked.
+async fn pump_in(
+    mut socket: OwnedReadHalf,
+    mut decoder: LineDecoder,
+    incoming: mpsc::Sender<NodeMessage>,
+    job_end: Arc<watch::Sender<Option<JobEnd>>>,
+) {
     loop {
         match receive(&mut socket, &mut decoder).await {
+            Ok(Some(NodeMessage::JobEnd(end))) => drop(job_end.send_replace(end)),
             Ok(Some(message)) => {
                 if incoming.send(message).await.is_err() {
                     return;

@@ -61,7 +61,13 @@ async fn heed(
             Some(NodeMessage::Stop) => return,
             Some(NodeMessage::Resume) => drop(asked.send_replace(true)),
             Some(NodeMessage::Removed(why)) if description.node_index == 0 => note::removed(description, why).await,
-            Some(NodeMessage::Removed(_) | NodeMessage::ClientGone | NodeMessage::Cancel | NodeMessage::Start(_)) => {}
+            Some(
+                NodeMessage::Removed(_)
+                | NodeMessage::ClientGone
+                | NodeMessage::Cancel
+                | NodeMessage::Start(_)
+                | NodeMessage::JobEnd(_),
+            ) => {}
             None => std::future::pending().await,
         }
     }
@@ -93,7 +99,7 @@ async fn attempt(
 async fn pass_on(mut asked: watch::Receiver<bool>, directory: Directory) {
     // An error means that this life is over.
     if asked.wait_for(|is_asked| *is_asked).await.is_ok()
-        && let Err(error) = directory.call(Resume).await
+        && let Err(error) = directory.call(Resume::default()).await
     {
         tracing::info!("the MGS does not hear that an attempt is wanted: {error}");
     }

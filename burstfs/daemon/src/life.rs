@@ -36,7 +36,7 @@ use burstfs_proto::service::{NoBulk, ObjectService};
 use burstfs_proto::stage::Direction;
 use burstfs_spec::{Compat, Create, Tmpdir};
 use burstfs_stager::{Cancel, Cure};
-use burstfs_types::{Code, Failure, NodeIndex};
+use burstfs_types::{Code, Failure, JobEnd, NodeIndex};
 use tokio::sync::mpsc;
 
 use crate::arrivals::Arriving;
@@ -116,7 +116,7 @@ async fn cancelled(messages: &mut mpsc::Receiver<NodeMessage>, restarted: bool, 
                 return Ending::Failed(Failure::new(Code::Cancelled, message));
             }
             Some(NodeMessage::Start(_)) => tracing::error!("a second start message is ignored"),
-            Some(NodeMessage::Resume | NodeMessage::Removed(_)) => {}
+            Some(NodeMessage::JobEnd(_) | NodeMessage::Resume | NodeMessage::Removed(_)) => {}
             None => std::future::pending().await,
         }
     }
@@ -135,7 +135,13 @@ async fn after_failure(
                 let ended = undrained.clone().map_or(Ok(()), |failure| Err(NotDrained::unknown(failure)));
                 supervisor.say(drained(ended, Vec::new())).await;
             }
-            Some(NodeMessage::Cancel | NodeMessage::Start(_) | NodeMessage::Resume | NodeMessage::Removed(_)) => {}
+            Some(
+                NodeMessage::Cancel
+                | NodeMessage::Start(_)
+                | NodeMessage::JobEnd(_)
+                | NodeMessage::Resume
+                | NodeMessage::Removed(_),
+            ) => {}
             None => std::future::pending().await,
         }
     }
@@ -353,7 +359,7 @@ impl Life {
             self.supervisor.say(DaemonMessage::State(State::StagingIn)).await;
             let (cancel, seat) = (Cancel::default(), directory.seat());
             let staged = tokio::select! {
-                staged = self.staging.run(Direction::In, &seat, cancel.clone()) => staged?,
+                staged = self.staging.stage_in(&seat, cancel.clone()) => staged?,
                 // With the current generation this waits for a failure of the start, or for a moved node.
                 moved = directory.map_newer_than(self.node.map.generation) => {
                     cancel.cancel();
@@ -493,13 +499,19 @@ impl Life {
     /// The end with the MGS at one seat; `None` when it left that seat before the end.
     async fn end_with(&self, seat: &Seat) -> Result<Option<BarrierDone>, Failure> {
         let directory = &self.node.directory;
+        if let Some(mgs) = seat.mgs() {
+            self.learn_job_end(mgs).await;
+        }
         let gone = directory.barrier(self.own(), Phase::ClientsGone, || self.advance()).await?;
+        if let Some(end) = gone.job_end {
+            self.supervisor.say(DaemonMessage::JobEnd(end)).await;
+        }
         self.node.lost.heed(&gone.lost);
         if directory.has_left(seat.node) {
             return Ok(None);
         }
         self.make_durable(gone.lost);
-        let drained = self.drain(seat).await;
+        let drained = self.drain(seat, gone.job_end).await;
         if directory.has_left(seat.node) {
             return Ok(None);
         }
@@ -545,14 +557,25 @@ impl Life {
         }
     }
 
-    async fn drain(&self, seat: &Seat) -> Result<(), Kept> {
+    /// Has the MGS know how the job ended before this node lets the barrier pass, so that all nodes hear the same of it. Where it is not to be
+    /// known, what depends on it is kept.
+    async fn learn_job_end(&self, mgs: &MgsDriver) {
+        if mgs.job_end().is_none()
+            && self.staging.depends_on_job_end()
+            && let Some(end) = self.supervisor.job_end().await
+        {
+            mgs.set_job_end(end);
+        }
+    }
+
+    async fn drain(&self, seat: &Seat, job_end: Option<JobEnd>) -> Result<(), Kept> {
         if !self.staging.has_work(Direction::Out) {
             return Ok(());
         }
         if self.description.drains_alone && self.description.held.is_none() && seat.mgs().is_some() {
             note::leave(&self.description, None, "the output is drained".to_owned()).await;
         }
-        let conclusion = self.staging.run(Direction::Out, seat, Cancel::default()).await;
+        let conclusion = self.staging.drain(seat, job_end).await;
         self.reporter.tell().await;
         let conclusion = match conclusion {
             Ok(Some(conclusion)) => conclusion,
@@ -587,6 +610,9 @@ impl Life {
             _ if nodes_may_return => {
                 let missing = held::hosts(description, |node| lost.contains(&node));
                 format!("when {missing} is back the drain goes on, also by: {resume}")
+            }
+            _ if failure.code == Code::JobEndUnknown => {
+                format!("it is asked again from time to time; or say it: {resume} --ended success (or failure)")
             }
             Cure::MakeRoom => format!("free space, then: {resume}"),
             Cure::Permit => format!("make the destination writable, then: {resume}"),
@@ -707,7 +733,13 @@ async fn client_gone(messages: &mut mpsc::Receiver<NodeMessage>) -> bool {
         match messages.recv().await {
             Some(NodeMessage::Stop) => return false,
             Some(NodeMessage::ClientGone) => return true,
-            Some(NodeMessage::Cancel | NodeMessage::Start(_) | NodeMessage::Resume | NodeMessage::Removed(_)) => {}
+            Some(
+                NodeMessage::Cancel
+                | NodeMessage::Start(_)
+                | NodeMessage::JobEnd(_)
+                | NodeMessage::Resume
+                | NodeMessage::Removed(_),
+            ) => {}
             None => std::future::pending().await,
         }
     }
@@ -721,6 +753,7 @@ async fn stopped(messages: &mut mpsc::Receiver<NodeMessage>) {
                 NodeMessage::ClientGone
                 | NodeMessage::Cancel
                 | NodeMessage::Start(_)
+                | NodeMessage::JobEnd(_)
                 | NodeMessage::Resume
                 | NodeMessage::Removed(_),
             ) => {}

@@ -14,6 +14,7 @@ use burstfs_types::{Code, Failure};
 use tokio::time::Instant;
 
 use crate::job;
+use crate::rounds::may_run_early;
 
 /// A round's own speed says nothing before it has gone on for so long.
 const TELLING: Duration = Duration::from_secs(6);
@@ -118,7 +119,8 @@ impl Limit {
     }
 }
 
-/// The deadline that the job is told, seconds since the epoch; `None` without a time limit, or without anything to drain.
+/// The deadline that the job is told, seconds since the epoch; `None` without a time limit, or without anything that is drained
+/// before it.
 pub(crate) async fn told(description: &InstanceDescription, directives: &[StageOut]) -> Option<u64> {
     if directives.is_empty() {
         return None;
@@ -128,7 +130,7 @@ pub(crate) async fn told(description: &InstanceDescription, directives: &[StageO
     Some(at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// The longest reserve that any directive asks for.
+/// The longest reserve that any directive asks for of those that are drained before the limit.
 fn deadline(description: &InstanceDescription, directives: &[StageOut], end: SystemTime) -> Option<Deadline> {
     let left = end.duration_since(SystemTime::now()).ok()?;
     let nodes = nodes(description);
@@ -139,7 +141,8 @@ fn deadline(description: &InstanceDescription, directives: &[StageOut], end: Sys
         };
         Deadline::new(asked, left, nodes).reserve()
     };
-    let automatic = directives.iter().filter(|directive| directive.when != DrainWhen::Manual);
+    let automatic =
+        directives.iter().filter(|directive| directive.when != DrainWhen::Manual && may_run_early(directive));
     let longest = automatic.map(reserve).max()?;
     Some(Deadline::new(Some(longest), left, nodes))
 }

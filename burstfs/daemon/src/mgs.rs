@@ -16,12 +16,12 @@ use std::time::Duration;
 use anyhow::Context;
 use burstfs_mgs::{Identity, JoinRefused, Mgs, Pulse, Queue, Silence};
 use burstfs_proto::mgs::{
-    AwaitArrivals, Barrier, Conclusion, Hasten, InstanceStatus, MgsReply, MgsRequest, News, StageFigures, State,
-    WaitMap, Waited,
+    AwaitArrivals, Barrier, Conclusion, Hasten, InstanceStatus, MgsReply, MgsRequest, News, Resume, StageFigures,
+    State, WaitMap, Waited,
 };
 use burstfs_proto::service::Caller;
 use burstfs_proto::stage::{AwaitRound, Direction, Finished, Item, StageReply, StageRequest, Take, Taken};
-use burstfs_types::{Errno, Failure, NodeIndex};
+use burstfs_types::{Errno, Failure, JobEnd, NodeIndex};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -158,8 +158,8 @@ impl MgsDriver {
                 Ok(MgsReply::Fail(()))
             }
             MgsRequest::Status(_) => Ok(MgsReply::Status(self.status())),
-            MgsRequest::Resume(_) => {
-                self.resume();
+            MgsRequest::Resume(Resume { ended }) => {
+                self.change(|mgs| mgs.resume(ended));
                 Ok(MgsReply::Resume(self.status()))
             }
             MgsRequest::AskDrain(ask) => Ok(MgsReply::AskDrain(self.ask_drain(ask))),
@@ -338,9 +338,14 @@ impl MgsDriver {
         self.change(|mgs| mgs.conclude(conclusion));
     }
 
-    /// Somebody wants what is held drained now.
-    pub(crate) fn resume(&self) {
-        self.change(Mgs::resume);
+    /// How the job ended.
+    pub(crate) fn set_job_end(&self, end: JobEnd) {
+        self.change(|mgs| mgs.set_job_end(end));
+    }
+
+    /// The same, once it is known.
+    pub(crate) fn job_end(&self) -> Option<JobEnd> {
+        self.lock().job_end()
     }
 
     /// The attempt to drain what is held begins, with the nodes that are there.
@@ -768,7 +773,8 @@ mod tests {
             Ok(MgsReply::Barrier(Waited::Done(BarrierDone {
                 lost: again.lost(),
                 conclusion: None,
-                drain_deadline: None
+                drain_deadline: None,
+                job_end: None,
             })))
         );
     }

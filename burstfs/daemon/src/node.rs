@@ -179,7 +179,11 @@ impl Joining {
         });
         let rdma = self.network.rdma_addresses();
         let held = description.held.as_ref();
-        let held = held.map(|held| HeldPart { attempts: held.attempts, suspects: held.suspects.clone() });
+        let held = held.map(|held| HeldPart {
+            attempts: held.attempts,
+            suspects: held.suspects.clone(),
+            job_end: description.job_end,
+        });
         let join = Join { node: own, incarnation: description.incarnation, address: self.address, rdma, held };
         let mut map = self.directory.join(join).await?;
         let here =

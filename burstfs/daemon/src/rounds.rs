@@ -330,10 +330,10 @@ fn plan(directives: &[StageOut], wanted: &Wanted) -> RoundPlan {
 }
 
 /// What is only wanted after certain ends of the job is not drained before its end, nor what shall appear at once.
-fn may_run_early(directive: &StageOut) -> bool {
+pub(crate) fn may_run_early(directive: &StageOut) -> bool {
     match (directive.on, directive.atomic) {
         (DrainOn::Always, Atomic::File | Atomic::None) => true,
-        (DrainOn::Always, Atomic::Dir) => false,
+        (DrainOn::Always, Atomic::Dir) | (DrainOn::Success | DrainOn::Failure, _) => false,
     }
 }
 

@@ -9,12 +9,12 @@ use burstfs_client::fs::{ClientFs, Credentials};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::mgs::StageFigures;
 use burstfs_proto::stage::{Direction, Item};
-use burstfs_spec::{JobSpec, StageInWhen, StageOut};
+use burstfs_spec::{DrainOn, JobSpec, StageInWhen, StageOut};
 use burstfs_stager::{
-    Cancel, Config, DrainedFiles, Engine, Header, Ledger, Occasion, Outcome, Progress, RetryPolicy, RoundPlan,
+    AtEnd, Cancel, Config, DrainedFiles, Engine, Header, Ledger, Occasion, Outcome, Progress, RetryPolicy, RoundPlan,
     StageJob, not_brought, seed,
 };
-use burstfs_types::{Code, Failure, NodeIndex, hostlist};
+use burstfs_types::{Code, Failure, JobEnd, NodeIndex, hostlist};
 
 use crate::directory::{Directory, Seat, Work};
 use crate::job;
@@ -147,15 +147,37 @@ impl Staging {
         }
     }
 
+    /// Whether any directive is drained, or not, by how the job ended.
+    pub(crate) fn depends_on_job_end(&self) -> bool {
+        self.spec.stage_out.iter().any(|stage| stage.on != DrainOn::Always)
+    }
+
+    /// Does this node's part of the stage-in before the job's start; see [`Staging::run`].
+    pub(crate) async fn stage_in(&self, seat: &Seat, cancel: Cancel) -> Result<Option<Conclusion>, Failure> {
+        let before = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before);
+        let jobs = before.map(StageJob::try_from).collect::<Result<_, _>>();
+        let jobs = jobs.map_err(|error: burstfs_spec::SpecError| error.failure())?;
+        self.run(Direction::In, jobs, seat, cancel, None).await
+    }
+
+    /// Does this node's part of the drain at the job's end; see [`Staging::run`]. `job_end` is how the job ended, the same on all nodes.
+    pub(crate) async fn drain(&self, seat: &Seat, job_end: Option<JobEnd>) -> Result<Option<Conclusion>, Failure> {
+        let at_end = |stage| Ok(StageJob { at_end: AtEnd::of(stage, job_end), ..StageJob::try_from(stage)? });
+        let jobs = self.spec.stage_out.iter().map(at_end).collect::<Result<_, _>>();
+        let jobs = jobs.map_err(|error: burstfs_spec::SpecError| error.failure())?;
+        self.run(Direction::Out, jobs, seat, Cancel::default(), job_end).await
+    }
+
     /// Does this node's part of a direction with the queue at `seat`, until all nodes are done. Where the MGS is returns how
     /// it ended.
-    pub(crate) async fn run(
+    async fn run(
         &self,
         direction: Direction,
+        jobs: Vec<StageJob>,
         seat: &Seat,
         cancel: Cancel,
+        job_end: Option<JobEnd>,
     ) -> Result<Option<Conclusion>, Failure> {
-        let jobs = self.jobs(direction)?;
         let began = SystemTime::now();
         let ledger = match seat.mgs() {
             Some(mgs) => Some((mgs.clone(), self.begin(mgs, direction, &jobs)?)),
@@ -175,7 +197,7 @@ impl Staging {
         problems.extend(mgs.suspects().into_iter().map(|node| self.suspect(node)));
         problems.extend(worked.err().map(|failure| failure.to_string()));
         let outcome = ledger.finish(self.tree.clone(), &problems).await;
-        Ok(Some(Conclusion { ledger, outcome, began }))
+        Ok(Some(Conclusion { ledger, outcome, began, job_end }))
     }
 
     fn begin(&self, mgs: &MgsDriver, direction: Direction, jobs: &[StageJob]) -> Result<Arc<Ledger>, Failure> {
@@ -269,17 +291,6 @@ impl Staging {
         }
     }
 
-    fn jobs(&self, direction: Direction) -> Result<Vec<StageJob>, Failure> {
-        let jobs = match direction {
-            Direction::In => {
-                let before = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before);
-                before.map(StageJob::try_from).collect::<Result<_, _>>()
-            }
-            Direction::Out => self.spec.stage_out.iter().map(StageJob::try_from).collect(),
-        };
-        jobs.map_err(|error: burstfs_spec::SpecError| error.failure())
-    }
-
     fn lost(&self, node: NodeIndex) -> String {
         format!("{} was lost, with what it held", self.host(node))
     }
@@ -305,6 +316,7 @@ impl Staging {
             user: description.user.clone(),
             began: humantime::format_rfc3339_seconds(conclusion.began).to_string(),
             ended: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            job_end: conclusion.job_end,
             kept,
         };
         let dir = output_dir(description.stdout.as_deref(), &description.work_dir);
@@ -331,6 +343,7 @@ pub(crate) struct Conclusion {
     /// The result.
     pub(crate) outcome: Outcome,
     began: SystemTime,
+    job_end: Option<JobEnd>,
 }
 
 struct Sink(Arc<Ledger>);

@@ -143,6 +143,7 @@ mod tests {
             incarnation: 1,
             drains_alone: false,
             held: None,
+            job_end: None,
         })
     }
 

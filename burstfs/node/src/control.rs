@@ -15,6 +15,12 @@
 //!                              <---------------------  {"drained": {"complete": true, "failure": null, ..}}
 //!   "stop"                     --------------------->             exit
 //! ```
+//! Between "client_gone" and "drained", where a directive depends on how the job ended:
+//! ```text
+//!                              <---------------------  "ask_job_end"         of the daemon that carries the MGS
+//!   {"job_end": "success"}     --------------------->             what Slurm or the journal says; null: not known
+//!                              <---------------------  {"job_end": "success"} of every daemon: what the MGS has told it
+//! ```
 //! When the drain is not complete the supervisor starts another daemon, which holds what is left ("held" in its description):
 //! ```text
 //!                              <---------------------  {"state": "held"}
@@ -30,7 +36,7 @@
 
 use std::collections::BTreeMap;
 
-use burstfs_types::{Failure, NodeIndex};
+use burstfs_types::{Failure, JobEnd, NodeIndex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -57,6 +63,8 @@ pub enum NodeMessage {
     ClientGone,
     /// Give up starting.
     Cancel,
+    /// How the job ended, as [`DaemonMessage::AskJobEnd`] has asked; `None`: Slurm does not say.
+    JobEnd(Option<JobEnd>),
     /// Try at once to drain what is held.
     Resume,
     /// What is held is removed now; why.
@@ -93,6 +101,10 @@ pub enum DaemonMessage {
     },
     /// The job is over on all nodes, none of which was lost, and what it wrote on this one is on its disk.
     Durable,
+    /// How did the job end? Asked by the daemon that carries the MGS, once the job's end has come to its node.
+    AskJobEnd,
+    /// So the job ended, as the MGS has told all nodes; it is to be kept in mind until the instance's end.
+    JobEnd(JobEnd),
 }
 
 /// How far an instance is on this node.

@@ -199,7 +199,11 @@ fn check(message: DaemonMessage) -> Result<DaemonMessage, &'static str> {
         DaemonMessage::Drained { complete, failure, hope, suspects } => {
             Ok(DaemonMessage::Drained { complete, failure: failure.map(one_line), hope, suspects })
         }
-        message @ (DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Durable) => Ok(message),
+        message @ (DaemonMessage::State(_)
+        | DaemonMessage::Progress(_)
+        | DaemonMessage::Durable
+        | DaemonMessage::AskJobEnd
+        | DaemonMessage::JobEnd(_)) => Ok(message),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use burstfs_types::{InstanceId, MetadataPolicy};
+use burstfs_types::{InstanceId, JobEnd, MetadataPolicy};
 use serde::{Deserialize, Serialize};
 
 use burstfs_spec::{TimeSpan, Transport};
@@ -65,6 +65,8 @@ pub struct InstanceDescription {
     pub drains_alone: bool,
     /// What is held, when this life is one that tries to drain it; `None` for the lives until the job's end.
     pub held: Option<Held>,
+    /// How the job ended, if it has and this node knows.
+    pub job_end: Option<JobEnd>,
 }
 
 impl InstanceDescription {
@@ -161,6 +163,7 @@ mod tests {
             incarnation: 1,
             drains_alone: false,
             held: None,
+            job_end: None,
         };
         assert_eq!(description.retain(), TimeSpan::DAY);
         let text = serde_json::to_string(&description).unwrap();

@@ -18,6 +18,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use burstfs_types::JobEnd;
+
 use crate::held::Held;
 
 /// No instance makes as many steps: each takes some 100 bytes, and a daemon that keeps ending is given up.
@@ -40,6 +42,11 @@ pub enum Step {
     Ready,
     /// The mount goes away, then the drain begins.
     Drain,
+    /// What depends on how the job ended is drained by this from here on, whatever Slurm says later.
+    JobEnd {
+        /// How it ended.
+        end: JobEnd,
+    },
     /// The drain ended.
     Drained {
         /// Nothing is left that exists only here.
@@ -122,7 +129,7 @@ impl Journal {
     }
 
     /// Makes what was recorded survive a power loss. Needed where losing the record would let a recovery remove data:
-    /// after [`Step::Ready`] and [`Step::Held`]; after [`Step::Durable`], so that it is of use. Losing any other step makes a recovery do more work or keep too much.
+    /// after [`Step::Ready`], [`Step::JobEnd`] and [`Step::Held`]; after [`Step::Durable`], so that it is of use. Losing any other step makes a recovery do more work or keep too much.
     pub fn sync(&self) -> Result<(), JournalError> {
         Ok(self.file.sync_data()?)
     }
@@ -141,6 +148,11 @@ impl Journal {
     /// Whether a power loss takes nothing of what the job wrote.
     pub fn is_durable(&self) -> bool {
         self.steps.contains(&Step::Durable)
+    }
+
+    /// How the job ended, if that was found out. The first word stays.
+    pub fn job_end(&self) -> Option<JobEnd> {
+        self.steps.iter().find_map(|step| if let Step::JobEnd { end } = step { Some(*end) } else { None })
     }
 
     /// What the steps mean for the data.
@@ -238,6 +250,20 @@ mod tests {
         assert_eq!(standing(&kept), Standing::Held(held));
         let resumed = [kept, vec![Step::Drained { complete: true }]].concat();
         assert_eq!(standing(&resumed), Standing::Disposable);
+    }
+
+    #[test]
+    fn how_the_job_ended_is_said_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut journal = reopen(&file).unwrap();
+        for step in
+            [Step::Ready, Step::Drain, Step::JobEnd { end: JobEnd::Failure }, Step::JobEnd { end: JobEnd::Success }]
+        {
+            journal.record(step).unwrap();
+        }
+        let journal = reopen(&file).unwrap();
+        assert_eq!(journal.job_end(), Some(JobEnd::Failure));
+        assert_eq!(journal.standing(), Standing::Draining);
     }
 
     #[test]

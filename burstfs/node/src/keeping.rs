@@ -147,9 +147,14 @@ impl Keeping {
             Event::Discard => self.remove("an administrator has removed what could not be drained"),
             Event::Stop
             | Event::JobEnded(_)
-            | Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Ready { .. }) => {
-                Vec::new()
-            }
+            | Event::JobEndHeard(_)
+            | Event::Said(
+                DaemonMessage::State(_)
+                | DaemonMessage::Progress(_)
+                | DaemonMessage::Ready { .. }
+                | DaemonMessage::AskJobEnd
+                | DaemonMessage::JobEnd(_),
+            ) => Vec::new(),
         }
     }
 

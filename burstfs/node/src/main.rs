@@ -15,6 +15,7 @@ mod cgroup;
 mod daemon;
 mod dirs;
 mod error;
+mod job_end;
 mod job_script;
 mod job_watch;
 mod keeping;

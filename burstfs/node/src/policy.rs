@@ -21,7 +21,7 @@ use std::time::Duration;
 use burstfs_node::control::{DaemonMessage, NodeMessage, Progress, State};
 use burstfs_node::held::{Held, Hope};
 use burstfs_node::journal::Step;
-use burstfs_types::{Code, Failure};
+use burstfs_types::{Code, Failure, JobEnd};
 
 use crate::keeping::Keeping;
 
@@ -75,6 +75,8 @@ pub(crate) enum Event {
     Stop,
     /// Slurm says that the job does not start any more, or, once it ran, that it is over; its state.
     JobEnded(String),
+    /// Slurm was asked how the job ended: what it said, if anything.
+    JobEndHeard(Option<JobEnd>),
     /// [`Machine::deadline`] has passed.
     TimedOut,
     /// Somebody wants what is held drained now.
@@ -108,6 +110,8 @@ pub(crate) enum Action {
     RestartHeld(Held),
     /// Whoever waits for the end need not wait any more: data is held, or (`None`) the drain goes on by itself.
     Release(Option<Held>),
+    /// Ask Slurm how the job ended.
+    AskJobEnd,
     /// Make what was journalled survive a power loss.
     SyncJournal,
     /// Put something unexpected into the log.
@@ -164,6 +168,8 @@ pub(crate) struct Machine {
     progress: Progress,
     restarts: VecDeque<Duration>,
     restart_count: u32,
+    /// How the job ended, once that is in the journal.
+    job_end: Option<JobEnd>,
     /// In [`Phase::Held`].
     keeping: Option<Keeping>,
 }
@@ -178,6 +184,7 @@ impl Machine {
             progress: Progress::default(),
             restarts: VecDeque::new(),
             restart_count: 0,
+            job_end: None,
             keeping: None,
         };
         machine.deadline = match phase {
@@ -192,6 +199,16 @@ impl Machine {
         let mut machine = Machine::new(Phase::Held, patience, now);
         let actions = machine.keeping.insert(Keeping::new(held, patience, None, now)).begin(now);
         (machine, actions)
+    }
+
+    /// The journal of an earlier supervisor says how the job ended.
+    pub(crate) fn recall_job_end(&mut self, end: Option<JobEnd>) {
+        self.job_end = end;
+    }
+
+    /// How the job ended, if that is known.
+    pub(crate) fn job_end(&self) -> Option<JobEnd> {
+        self.job_end
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -228,9 +245,15 @@ impl Machine {
 
     /// What to do about `event`.
     pub(crate) fn apply(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        if let Event::Said(DaemonMessage::Progress(progress)) = event {
-            self.note_progress(progress, now);
-            return Vec::new();
+        match event {
+            Event::Said(DaemonMessage::Progress(progress)) => {
+                self.note_progress(progress, now);
+                return Vec::new();
+            }
+            Event::Said(DaemonMessage::AskJobEnd) => return self.tell_job_end(),
+            Event::Said(DaemonMessage::JobEnd(end)) => return self.note_job_end(end),
+            Event::JobEndHeard(end) => return self.hear_job_end(end),
+            _ => {}
         }
         match self.phase {
             Phase::Starting | Phase::StagingIn => self.while_starting(event, now),
@@ -240,6 +263,38 @@ impl Machine {
             Phase::Held => self.while_held(event, now),
             Phase::Ending => Vec::new(),
         }
+    }
+
+    /// Whether the job's end has come to this node, and something may be left to drain.
+    fn may_drain(&self) -> bool {
+        matches!(self.phase, Phase::Draining | Phase::Held)
+    }
+
+    /// A daemon asks how the job ended.
+    fn tell_job_end(&self) -> Vec<Action> {
+        match self.job_end {
+            _ if !self.may_drain() => Vec::new(),
+            Some(_) => vec![Action::Send(NodeMessage::JobEnd(self.job_end))],
+            None => vec![Action::AskJobEnd],
+        }
+    }
+
+    /// Slurm has been asked.
+    fn hear_job_end(&mut self, end: Option<JobEnd>) -> Vec<Action> {
+        let mut actions = end.map(|end| self.note_job_end(end)).unwrap_or_default();
+        if self.may_drain() {
+            actions.push(Action::Send(NodeMessage::JobEnd(self.job_end)));
+        }
+        actions
+    }
+
+    /// The first word stays: what was drained by it is not undone by another.
+    fn note_job_end(&mut self, end: JobEnd) -> Vec<Action> {
+        if self.job_end.is_some() || !self.may_drain() {
+            return Vec::new();
+        }
+        self.job_end = Some(end);
+        vec![Action::Journal(Step::JobEnd { end }), Action::SyncJournal]
     }
 
     fn start_deadline(&self, now: Duration) -> Option<Duration> {
@@ -285,7 +340,14 @@ impl Machine {
                 let failure = Failure::new(Code::Internal, "burstfsd said that it has drained before it was ready");
                 self.fail(failure, true, false)
             }
-            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Durable)
+            Event::Said(
+                DaemonMessage::State(_)
+                | DaemonMessage::Progress(_)
+                | DaemonMessage::Durable
+                | DaemonMessage::AskJobEnd
+                | DaemonMessage::JobEnd(_),
+            )
+            | Event::JobEndHeard(_)
             | Event::Resume
             | Event::Discard => Vec::new(),
             Event::DaemonEnded(words) => {
@@ -336,7 +398,12 @@ impl Machine {
             }
             Event::Said(DaemonMessage::Failed(_)) => self.fail(cancelled(), false, true),
             Event::DaemonEnded(_) | Event::TimedOut => self.fail(cancelled(), false, false),
-            Event::Said(_) | Event::Stop | Event::JobEnded(_) | Event::Resume | Event::Discard => Vec::new(),
+            Event::Said(_)
+            | Event::Stop
+            | Event::JobEnded(_)
+            | Event::JobEndHeard(_)
+            | Event::Resume
+            | Event::Discard => Vec::new(),
         }
     }
 
@@ -362,8 +429,11 @@ impl Machine {
                 DaemonMessage::State(_)
                 | DaemonMessage::Progress(_)
                 | DaemonMessage::Drained { .. }
-                | DaemonMessage::Durable,
+                | DaemonMessage::Durable
+                | DaemonMessage::AskJobEnd
+                | DaemonMessage::JobEnd(_),
             )
+            | Event::JobEndHeard(_)
             | Event::Resume
             | Event::Discard => Vec::new(),
         }
@@ -446,8 +516,15 @@ impl Machine {
                 let failure = Failure::new(Code::DrainIncomplete, message);
                 self.hold(self.held_now(failure, Hope::ALL, now), false, now)
             }
-            Event::Said(DaemonMessage::State(_) | DaemonMessage::Progress(_) | DaemonMessage::Ready { .. })
+            Event::Said(
+                DaemonMessage::State(_)
+                | DaemonMessage::Progress(_)
+                | DaemonMessage::Ready { .. }
+                | DaemonMessage::AskJobEnd
+                | DaemonMessage::JobEnd(_),
+            )
             | Event::JobEnded(_)
+            | Event::JobEndHeard(_)
             | Event::Resume
             | Event::Discard
             | Event::Stop => Vec::new(),
@@ -566,6 +643,38 @@ mod tests {
             assert!(matches!(actions[1], Action::Journal(Step::Held(_))), "{event:?}: {actions:?}");
             assert!(matches!(actions.last(), Some(Action::RestartHeld(_))), "{event:?}: {actions:?}");
         }
+    }
+
+    #[test]
+    fn how_the_job_ended_is_asked_once_and_kept() {
+        let (asks, said) = (|| Event::Said(DaemonMessage::AskJobEnd), |end| Event::Said(DaemonMessage::JobEnd(end)));
+        let mut machine = machine(Phase::Ready);
+        for event in [asks(), said(JobEnd::Success), Event::JobEndHeard(Some(JobEnd::Success))] {
+            assert_eq!(machine.apply(event, Duration::ZERO), [], "the job runs");
+        }
+        machine.apply(Event::Stop, Duration::ZERO);
+        assert_eq!(machine.apply(asks(), Duration::ZERO), [Action::AskJobEnd]);
+        let unknown = machine.apply(Event::JobEndHeard(None), Duration::ZERO);
+        assert_eq!(unknown, [Action::Send(NodeMessage::JobEnd(None))], "nothing is kept of no answer");
+        assert_eq!(machine.apply(asks(), Duration::ZERO), [Action::AskJobEnd]);
+        let heard = machine.apply(Event::JobEndHeard(Some(JobEnd::Failure)), Duration::ZERO);
+        let kept = [Action::Journal(Step::JobEnd { end: JobEnd::Failure }), Action::SyncJournal];
+        assert_eq!(heard[..2], kept, "before the daemon hears it");
+        assert_eq!(heard[2], Action::Send(NodeMessage::JobEnd(Some(JobEnd::Failure))));
+        assert_eq!(machine.apply(said(JobEnd::Success), Duration::ZERO), [], "the first word stays");
+        assert_eq!(machine.apply(asks(), Duration::ZERO), heard[2..]);
+        let incomplete =
+            DaemonMessage::Drained { complete: false, failure: None, hope: Hope::ALL, suspects: Vec::new() };
+        machine.apply(Event::Said(incomplete), Duration::ZERO);
+        assert_eq!((machine.phase(), machine.apply(asks(), Duration::ZERO)), (Phase::Held, heard[2..].to_vec()));
+    }
+
+    #[test]
+    fn what_the_mgs_has_told_is_kept_as_well() {
+        let mut machine = machine(Phase::Draining);
+        let told = machine.apply(Event::Said(DaemonMessage::JobEnd(JobEnd::Success)), Duration::ZERO);
+        assert_eq!(told, [Action::Journal(Step::JobEnd { end: JobEnd::Success }), Action::SyncJournal]);
+        assert_eq!(machine.job_end(), Some(JobEnd::Success));
     }
 
     #[test]

@@ -114,6 +114,7 @@ pub(crate) fn launch(variables: Variables<'_>, key: &JobKey, settings: &Settings
         incarnation: incarnation(),
         drains_alone: settings.drain.returns_node,
         held: None,
+        job_end: None,
         instance,
     };
     Ok(launch_of(description, groups, settings))
@@ -126,6 +127,7 @@ fn launch_of(description: InstanceDescription, groups: Vec<u32>, settings: &Sett
         nvme: settings.nvme.clone(),
         mount_base: settings.mount_base.clone(),
         daemon: settings.daemon.clone(),
+        job_state: settings.job_state.clone(),
         drain: settings.drain,
         boot_id: process::boot_id(),
     }
@@ -217,6 +219,7 @@ mod tests {
             log_dir: "/var/log/burstfs".into(),
             mount_base: "/burstfs".into(),
             daemon: "/usr/sbin/burstfsd".into(),
+            job_state: "/usr/sbin/burstfs-job-state".into(),
             default_bytes_per_node: 1 << 30,
             max_bytes_per_node: Some(1 << 40),
             network: Network {

@@ -18,6 +18,7 @@ pub(crate) struct Settings {
     pub(crate) log_dir: PathBuf,
     pub(crate) mount_base: PathBuf,
     pub(crate) daemon: PathBuf,
+    pub(crate) job_state: PathBuf,
     pub(crate) default_bytes_per_node: u64,
     pub(crate) max_bytes_per_node: Option<u64>,
     pub(crate) network: Network,
@@ -38,6 +39,7 @@ impl Settings {
             log_dir: config.log_dir,
             mount_base: config.mount_base,
             daemon: config.programs.daemon,
+            job_state: config.programs.job_state,
             default_bytes_per_node: config.default_capacity.bytes(),
             max_bytes_per_node: config.max_per_node.map(|size| size.bytes()),
             network: Network {

@@ -42,6 +42,7 @@ pub(crate) struct Launch {
     pub(crate) nvme: PathBuf,
     pub(crate) mount_base: PathBuf,
     pub(crate) daemon: PathBuf,
+    pub(crate) job_state: PathBuf,
     pub(crate) drain: DrainRules,
     /// The boot that it is for.
     pub(crate) boot_id: String,

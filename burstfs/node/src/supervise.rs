@@ -26,6 +26,7 @@ use crate::cgroup::Cgroups;
 use crate::daemon::{Daemon, Heard};
 use crate::dirs::TrustedDir;
 use crate::error::NodeError;
+use crate::job_end::JobEndQuestion;
 use crate::job_watch::JobWatch;
 use crate::log;
 use crate::mount::{self, Mount};
@@ -92,6 +93,8 @@ struct Supervisor {
     machine: Machine,
     /// While a start goes on, and while the job runs.
     job_watch: Option<JobWatch>,
+    /// When the job is over.
+    job_end_question: Option<JobEndQuestion>,
     epoch: Instant,
     is_recorded: bool,
     report: Report,
@@ -122,6 +125,7 @@ pub(crate) fn run(run_dir: &Path, instance: &InstanceId, mode: Mode) -> Result<(
         cgroups: Cgroups::find(&launch.cgroup_name()),
         machine: Machine::new(Phase::Starting, patience, Duration::ZERO),
         job_watch: Some(JobWatch::of_start(instance.job_id(), launch.description.nodes.len(), Duration::ZERO)),
+        job_end_question: None,
         epoch: Instant::now(),
         launch,
         run_base,
@@ -157,6 +161,7 @@ impl Supervisor {
             Mode::Fresh => self.begin_fresh().map(|()| Vec::new()),
             Mode::ResumeToStop | Mode::ResumeToServe | Mode::ResumeToHold => self.resume(mode, patience),
         };
+        self.machine.recall_job_end(self.journal.as_ref().and_then(Journal::job_end));
         // The daemon is at work already: this may take its time.
         self.cgroups.enter();
         begun.unwrap_or_else(|failure| {
@@ -217,6 +222,7 @@ impl Supervisor {
         description.incarnation = incarnation();
         description.serves_mount = serves_mount && self.mount.is_some();
         description.held = None;
+        description.job_end = self.machine.job_end();
         let fuse = self.mount.as_ref().map(Mount::device).filter(|_| serves_mount);
         let backing = backing.as_ref().map(OwnedFd::as_fd);
         let daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), fuse, backing)?;
@@ -231,6 +237,7 @@ impl Supervisor {
             incarnation: incarnation(),
             serves_mount: false,
             held: Some(held),
+            job_end: self.machine.job_end(),
             ..self.launch.description.clone()
         };
         let daemon = Daemon::start(&self.launch, self.cgroups.daemon_files(), None, None)?;
@@ -398,6 +405,7 @@ impl Supervisor {
                         self.pending.push(Event::DaemonEnded(error.to_string()));
                     }
                 }
+                Action::AskJobEnd => self.ask_job_end(),
                 Action::Release(held) => self.release(held),
                 Action::SyncJournal => self.sync_journal(),
                 Action::EndDaemon { patiently } => self.end_daemon(patiently),
@@ -426,6 +434,18 @@ impl Supervisor {
     fn sync_journal(&self) {
         if let Some(Err(error)) = self.journal.as_ref().map(Journal::sync) {
             log::error!("{error}");
+        }
+    }
+
+    fn ask_job_end(&mut self) {
+        if self.job_end_question.is_some() {
+            return;
+        }
+        let (program, instance) = (&self.launch.job_state, &self.launch.description.instance);
+        self.job_end_question =
+            JobEndQuestion::ask(program, instance.job_id(), instance.restart_count(), self.epoch.elapsed());
+        if self.job_end_question.is_none() {
+            self.pending.push(Event::JobEndHeard(None));
         }
     }
 
@@ -521,13 +541,18 @@ impl Supervisor {
         if let Some(state) = self.look_at_job() {
             return vec![Event::JobEnded(state)];
         }
+        let now = self.now();
+        if let Some(question) = self.job_end_question.take_if(|question| question.is_over(now)) {
+            return vec![Event::JobEndHeard(question.answer())];
+        }
         let until = |time: Duration| time.saturating_sub(self.now());
         let left = self.machine.deadline().map(until);
         if left == Some(Duration::ZERO) {
             return vec![Event::TimedOut];
         }
         let question = self.job_watch.as_ref().map(|watch| until(watch.due()));
-        if !self.poll([left, question].into_iter().flatten().min()) {
+        let about_end = self.job_end_question.as_ref().map(|question| until(question.due()));
+        if !self.poll([left, question, about_end].into_iter().flatten().min()) {
             return Vec::new();
         }
         let mut events = self.hear_daemon();
@@ -567,6 +592,9 @@ impl Supervisor {
                 .iter()
                 .filter_map(JobWatch::child)
                 .map(|child| PollFd::from_borrowed_fd(child, PollFlags::IN)),
+        );
+        fds.extend(
+            self.job_end_question.iter().map(|question| PollFd::from_borrowed_fd(question.pidfd(), PollFlags::IN)),
         );
         let left = left.map(process::timespec);
         matches!(rustix::event::poll(&mut fds, left.as_ref()), Ok(count) if count > 0)

@@ -85,6 +85,9 @@ pub struct Programs {
     /// `burstfsd`
     #[serde(with = "values::absolute_path")]
     pub daemon: PathBuf,
+    /// `burstfs-job-state`, which is asked how a job ended.
+    #[serde(with = "values::absolute_path")]
+    pub job_state: PathBuf,
 }
 
 /// More to one peer over one pair of devices than anybody has found a use for; each has queues and buffers.
@@ -177,7 +180,11 @@ impl Default for SiteConfig {
 
 impl Default for Programs {
     fn default() -> Programs {
-        Programs { node: "/usr/local/sbin/burstfs-node".into(), daemon: "/usr/local/libexec/burstfs/burstfsd".into() }
+        Programs {
+            node: "/usr/local/sbin/burstfs-node".into(),
+            daemon: "/usr/local/libexec/burstfs/burstfsd".into(),
+            job_state: "/usr/local/libexec/burstfs/burstfs-job-state".into(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use burstfs_proto::mgs::{
     ArrivalNews, BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, NodeSpace, Phase, Report,
     StageFigures, State, Waited,
 };
-use burstfs_types::{Code, Failure, NodeIndex, hostlist};
+use burstfs_types::{Code, Failure, JobEnd, NodeIndex, hostlist};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -72,6 +72,8 @@ pub struct Mgs {
     #[serde(default)]
     drain_deadline: Option<u64>,
     #[serde(default)]
+    job_end: Option<JobEnd>,
+    #[serde(default)]
     arrivals: Arrivals,
     /// Bytes that were to be drained when somebody looked last.
     #[serde(skip)]
@@ -94,6 +96,7 @@ impl Mgs {
             failure: None,
             conclusion: None,
             drain_deadline: None,
+            job_end: None,
             arrivals: Arrivals::default(),
             dirty: None,
             holding: None,
@@ -143,6 +146,9 @@ impl Mgs {
         if before != (joined, join.rdma.clone()) {
             self.version += 1;
         }
+        if let Some(end) = join.held.as_ref().and_then(|part| part.job_end) {
+            self.set_job_end(end);
+        }
         Ok(())
     }
 
@@ -191,6 +197,7 @@ impl Mgs {
             lost: self.lost(),
             conclusion: self.conclusion.clone(),
             drain_deadline: self.drain_deadline,
+            job_end: self.job_end,
         })
     }
 
@@ -276,6 +283,20 @@ impl Mgs {
     /// The deadline that the job was told.
     pub fn drain_deadline(&self) -> Option<u64> {
         self.drain_deadline
+    }
+
+    /// How the job ended, which decides for all nodes what is drained. The first word stays. Once the last node has
+    /// reached `ClientsGone` nothing is changed any more: some have heard with that what there was to hear.
+    pub fn set_job_end(&mut self, end: JobEnd) {
+        if self.job_end.is_none() && !self.has_passed(Phase::ClientsGone) {
+            self.job_end = Some(end);
+            self.version += 1;
+        }
+    }
+
+    /// How the job ended, if anybody has said.
+    pub fn job_end(&self) -> Option<JobEnd> {
+        self.job_end
     }
 
     /// Input comes while the job runs.
@@ -551,7 +572,7 @@ mod tests {
         let lost = vec![NodeIndex::new(1)];
         assert_eq!(
             mgs.poll_barrier(Phase::ClientsGone),
-            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None })
+            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None, job_end: None })
         );
         assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
         assert_eq!(mgs.status().reason, "E303: node2: lost, with what it held");
@@ -574,7 +595,7 @@ mod tests {
         let lost = vec![NodeIndex::new(0)];
         assert_eq!(
             next.poll_barrier(Phase::ClientsGone),
-            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None })
+            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None, job_end: None })
         );
         assert_eq!(next.join(&join(2, 5, 102)), Ok(()), "a later life of a daemon joins as before");
     }

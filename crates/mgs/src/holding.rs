@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use burstfs_proto::mgs::{HeldPart, Join, Kept, Phase};
-use burstfs_types::NodeIndex;
+use burstfs_types::{JobEnd, NodeIndex};
 
 use crate::directory::{Identity, JoinRefused, Mgs};
 
@@ -50,8 +50,11 @@ impl Mgs {
         self.holding.as_ref().is_none_or(|holding| holding.is_begun || holding.parts.iter().all(Option::is_some))
     }
 
-    /// Somebody wants an attempt now.
-    pub fn resume(&mut self) {
+    /// Somebody wants an attempt now; `ended` is how the job ended, where its user says so.
+    pub fn resume(&mut self, ended: Option<JobEnd>) {
+        if let Some(end) = ended.filter(|_| self.holding.is_some()) {
+            self.set_job_end(end);
+        }
         if let Some(holding) = self.holding.as_mut().filter(|holding| !holding.is_asked) {
             holding.is_asked = true;
             self.version += 1;
@@ -137,7 +140,8 @@ mod tests {
 
     fn join(node: u16, attempts: u32, doubted: Option<u16>) -> Join {
         let address = SocketAddr::from(([127, 0, 0, 1], 100 + node));
-        let held = Some(HeldPart { attempts, suspects: doubted.map(NodeIndex::new).into_iter().collect() });
+        let held =
+            Some(HeldPart { attempts, suspects: doubted.map(NodeIndex::new).into_iter().collect(), job_end: None });
         Join { node: NodeIndex::new(node), incarnation: u64::from(attempts), address, rdma: Vec::new(), held }
     }
 
@@ -159,7 +163,8 @@ mod tests {
         assert!(matches!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(done) if done.lost.is_empty()));
         mgs.conclude(Conclusion::Drained);
         (0..3).for_each(|node| mgs.reach(NodeIndex::new(node), Phase::Drained));
-        let done = BarrierDone { lost: vec![], conclusion: Some(Conclusion::Drained), drain_deadline: None };
+        let done =
+            BarrierDone { lost: vec![], conclusion: Some(Conclusion::Drained), drain_deadline: None, job_end: None };
         assert_eq!(mgs.poll_barrier(Phase::Drained), Waited::Done(done));
     }
 
@@ -198,11 +203,40 @@ mod tests {
     }
 
     #[test]
+    fn how_the_job_ended_is_known_when_one_node_knows_it_and_is_the_same_for_all() {
+        let told = |mgs: &mut Mgs| {
+            mgs.begin();
+            (0..3).for_each(|node| mgs.reach(NodeIndex::new(node), Phase::ClientsGone));
+            let Waited::Done(done) = mgs.poll_barrier(Phase::ClientsGone) else { panic!("not passed") };
+            done.job_end
+        };
+        let knows = |node, job_end| Join {
+            held: Some(HeldPart { attempts: 3, suspects: Vec::new(), job_end }),
+            ..join(node, 3, None)
+        };
+        for (of_node_2, said, expected) in [
+            (None, None, None),
+            (Some(JobEnd::Failure), None, Some(JobEnd::Failure)),
+            (None, Some(JobEnd::Success), Some(JobEnd::Success)),
+            (Some(JobEnd::Failure), Some(JobEnd::Success), Some(JobEnd::Failure)),
+        ] {
+            let mut mgs = mgs();
+            (0..2).for_each(|node| mgs.join(&knows(node, None)).unwrap());
+            mgs.join(&knows(2, of_node_2)).unwrap();
+            mgs.resume(said);
+            assert_eq!(told(&mut mgs), expected);
+            mgs.resume(Some(JobEnd::Success));
+            mgs.set_job_end(JobEnd::Success);
+            assert_eq!(mgs.job_end(), expected, "somebody may have heard the other already");
+        }
+    }
+
+    #[test]
     fn a_word_is_heard_once() {
         let mut mgs = mgs();
         let before = mgs.version();
-        mgs.resume();
-        mgs.resume();
+        mgs.resume(None);
+        mgs.resume(None);
         assert_eq!((mgs.is_asked(), mgs.version()), (true, before + 1));
     }
 }

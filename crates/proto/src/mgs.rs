@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use burstfs_types::{Failure, NodeIndex};
+use burstfs_types::{Failure, JobEnd, NodeIndex};
 use serde::{Deserialize, Serialize};
 
 rpcs! {
@@ -58,6 +58,8 @@ pub struct HeldPart {
     pub attempts: u32,
     /// Nodes that have, as far as this one knows, less than the job wrote.
     pub suspects: Vec<NodeIndex>,
+    /// How the job ended, if this node knows.
+    pub job_end: Option<JobEnd>,
 }
 
 /// Waits for the map for at most `wait_ms`.
@@ -131,6 +133,8 @@ pub struct BarrierDone {
     pub lost: Vec<NodeIndex>,
     /// The deadline that the job is told, seconds since the epoch.
     pub drain_deadline: Option<u64>,
+    /// How the job ended, once its clients are gone; `None` also where nobody needs to know, or Slurm did not say.
+    pub job_end: Option<JobEnd>,
     /// How the drain ended, once it has.
     pub conclusion: Option<Conclusion>,
 }
@@ -304,8 +308,11 @@ pub struct Fail {
 }
 
 /// Wants what is held drained.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Resume;
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Resume {
+    /// How the job ended, if its user says so: it counts where no node knows it of Slurm.
+    pub ended: Option<JobEnd>,
+}
 
 /// Asks for the instance's state.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

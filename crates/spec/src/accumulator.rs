@@ -195,8 +195,7 @@ impl Accumulator {
             }
             StageDirection::Out => {
                 let stage = draft.stage_out(verb)?;
-                let written = stage.written();
-                if let Some(earlier) = self.stage_out.iter().find(|earlier| overlap(&earlier.written(), &written)) {
+                if let Some(earlier) = self.stage_out.iter().find(|earlier| earlier.collides(&stage)) {
                     return Err(overlapping(earlier.destination.to_string()));
                 }
                 self.stage_out.push(stage);

@@ -8,6 +8,7 @@ use crate::create::{Capacity, Create};
 use crate::error::SpecError;
 use crate::path::Values;
 use crate::staging::{StageIn, StageOut, overlap};
+use crate::words::DrainOn;
 
 /// The version of the JSON. Both sides are the same build, so any other is refused.
 pub const SPEC_VERSION: u32 = 1;
@@ -137,8 +138,11 @@ impl JobSpec {
         self.stage_out.iter().try_for_each(StageOut::check)?;
         let stage_in = self.stage_in.iter().map(|s| (s.written(), s.destination.to_string())).collect();
         check_overlaps(StageDirection::In, stage_in)?;
-        let stage_out = self.stage_out.iter().map(|s| (s.written(), s.destination.to_string())).collect();
-        check_overlaps(StageDirection::Out, stage_out)
+        // What is drained after one end of the job never meets what is drained after the other only.
+        [DrainOn::Success, DrainOn::Failure].into_iter().try_for_each(|end| {
+            let drained = self.stage_out.iter().filter(|s| s.on == DrainOn::Always || s.on == end);
+            check_overlaps(StageDirection::Out, drained.map(|s| (s.written(), s.destination.to_string())).collect())
+        })
     }
 }
 

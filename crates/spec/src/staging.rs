@@ -372,6 +372,10 @@ impl<'a> Draft<'a> {
         if let Some(value) = self.find("atomic").filter(|_| !appears_when_it_can(atomic, when)) {
             return Err(Fault::new(Code::Conflict, &value.span, NOT_AT_ONCE));
         }
+        let on = self.word("on")?;
+        if let Some(value) = self.find("on").filter(|_| !is_known_when_drained(on, when)) {
+            return Err(Fault::new(Code::Conflict, &value.span, NOT_KNOWN));
+        }
         Ok(StageOut {
             entry_type: self.entry_type(source.ends_with_slash())?,
             list: self.list(source.is_pattern())?,
@@ -380,7 +384,7 @@ impl<'a> Draft<'a> {
             destination,
             when,
             deadline: self.find("deadline").map_or(Ok(DrainDeadline::default()), DrainDeadline::parse)?,
-            on: self.word("on")?,
+            on,
             on_error: self.word("on_error")?,
             preserve: self.preserve()?,
             verify: self.word("verify")?,
@@ -402,6 +406,13 @@ const NOT_AT_ONCE: &str = "a directory appears at once only at the job's end: at
 /// Whether what appears at once is not to be drained piece by piece while the job runs.
 fn appears_when_it_can(atomic: Atomic, when: DrainWhen) -> bool {
     atomic != Atomic::Dir || when == DrainWhen::End
+}
+
+const NOT_KNOWN: &str = "how the job ends is known only at its end: on=success and on=failure go with when=end";
+
+/// Whether what is drained after certain ends only is drained after the end.
+fn is_known_when_drained(on: DrainOn, when: DrainWhen) -> bool {
+    on == DrainOn::Always || when == DrainWhen::End
 }
 
 /// What holds within a directive, however it was made: `destination` and `list` are no patterns, and a list has its type.
@@ -480,9 +491,20 @@ impl StageOut {
         written(source, is_contents, destination, into)
     }
 
+    /// Whether this and `other` may both be drained and would write the same place, or one within the other. What is drained after
+    /// a success only never meets what is drained after a failure only.
+    pub(crate) fn collides(&self, other: &StageOut) -> bool {
+        let exclude =
+            |a, b| matches!((a, b), (DrainOn::Success, DrainOn::Failure) | (DrainOn::Failure, DrainOn::Success));
+        !exclude(self.on, other.on) && overlap(&self.written(), &other.written())
+    }
+
     pub(crate) fn check(&self) -> Result<(), SpecError> {
         if !appears_when_it_can(self.atomic, self.when) {
             return Err(SpecError::new(Code::Conflict, NOT_AT_ONCE));
+        }
+        if !is_known_when_drained(self.on, self.when) {
+            return Err(SpecError::new(Code::Conflict, NOT_KNOWN));
         }
         check(self.destination.is_pattern(), self.list.as_ref(), self.entry_type, self.source.is_pattern())
     }

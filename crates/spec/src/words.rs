@@ -188,7 +188,11 @@ words! {
         /// Any.
         #[default]
         Always = "always",
-    } later [Later::Word("success"), Later::Word("failure")]
+        /// Only that of a job that Slurm calls COMPLETED.
+        Success = "success",
+        /// Only any other.
+        Failure = "failure",
+    } later []
 
     /// What a failed drain does.
     DrainOnError {

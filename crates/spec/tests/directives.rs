@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use burstfs_spec::{
-    Accumulator, Capacity, Compat, CreateItems, DrainDeadline, DrainWhen, EntryType, JobSpec, Preserve, PreserveSet,
-    ProfileError, SpecError, Tmpdir, Transport, Update, Values, Verify,
+    Accumulator, Capacity, Compat, CreateItems, DrainDeadline, DrainOn, DrainWhen, EntryType, JobSpec, Preserve,
+    PreserveSet, ProfileError, SpecError, Tmpdir, Transport, Update, Values, Verify,
 };
 use burstfs_types::{Code, LayoutPolicy, StripePattern};
 
@@ -188,8 +188,40 @@ fn what_is_not_built_is_refused_as_such() {
         refused(&[&format!("{verb} source=/a destination=/b on_error=warn")], Code::NotBuiltYet, "warn");
     }
     refused(&["stage_in source=/a destination=/b when=later"], Code::BadValue, "later");
-    for (item, marked) in [("on=success", "success"), ("on=failure", "failure")] {
-        refused(&[&format!("stage_out source=/a destination=/b {item}")], Code::NotBuiltYet, marked);
+}
+
+#[test]
+fn what_depends_on_the_jobs_end_is_drained_after_it() {
+    let out = |items: &str| format!("stage_out source=/a destination=/b {items}");
+    for (word, on) in [("always", DrainOn::Always), ("success", DrainOn::Success), ("failure", DrainOn::Failure)] {
+        let written = spec(&[&out(&format!("on={word}"))]);
+        assert_eq!(written.stage_out[0].on, on);
+        assert_eq!(JobSpec::from_json(&written.to_json().unwrap()).unwrap(), written);
+        for when in ["continuous", "interval:15m", "manual"] {
+            let directive = out(&format!("on={word} when={when}"));
+            match on {
+                DrainOn::Always => drop(spec(&[&directive])),
+                DrainOn::Success | DrainOn::Failure => drop(refused(&[&directive], Code::Conflict, word)),
+            }
+        }
+    }
+    refused(&[&out("on=error")], Code::BadValue, "error");
+    let forged = spec(&[&out("on=success")]).to_json().unwrap().replace(r#""when":"end""#, r#""when":"continuous""#);
+    assert_eq!(JobSpec::from_json(&forged).unwrap_err().code, Code::Conflict);
+}
+
+#[test]
+fn one_place_may_be_for_success_and_for_failure() {
+    let (success, failure) =
+        ("stage_out source=/a/ destination=/b on=success", "stage_out source=/c/ destination=/b/x on=failure");
+    let both = spec(&[success, failure]);
+    assert_eq!(JobSpec::from_json(&both.to_json().unwrap()).unwrap(), both);
+    for third in ["on=success", "on=failure", "on=always"] {
+        refused(
+            &[success, failure, &format!("stage_out source=/d/ destination=/b/x/y {third}")],
+            Code::Conflict,
+            "/b/x/y",
+        );
     }
 }
 

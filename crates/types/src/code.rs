@@ -130,6 +130,8 @@ codes! {
         "The directory of the job's output cannot be written. The drain itself is not affected.";
     DeadlineMissed = 406, "what has changed cannot be drained before the time limit",
         "The job makes more than can be drained until its time limit. Nothing is lost: the rest is drained after it, unless the site cuts the epilog short. Make less in the end, drain earlier (when=continuous, or a longer deadline=), or ask for more time.";
+    JobEndUnknown = 407, "how the job ended is not known",
+        "A stage_out with on=success or on=failure is drained, or not, by how Slurm says that the job ended. slurmctld did not say it, so what that stage_out names is kept on the nodes, and Slurm is asked again from time to time. When Slurm has forgotten the job, or does not come back, say it yourself: `burstfs resume JOBID --ended success`, or `failure`.";
 
     UnmountFailed = 501, "the mount could not be removed",
         "Processes outside the job hold it. It was detached and its connection aborted.";

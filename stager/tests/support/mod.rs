@@ -107,6 +107,7 @@ impl Ran {
             user: "alice".to_owned(),
             began: "2026-01-01T00:00:00Z".to_owned(),
             ended: "2026-01-01T00:01:00Z".to_owned(),
+            job_end: None,
             kept: None,
         };
         let path = self.ledger.write_receipt(&header, into).unwrap();

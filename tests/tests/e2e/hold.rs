@@ -86,27 +86,33 @@ fn listed(s: &Scenario<'_>, instance: &str) -> Result<Vec<Option<String>>> {
 }
 
 fn wait_held(s: &Scenario<'_>, instance: &str) -> Result<()> {
-    wait_until(&format!("{instance} to be held on all nodes"), SOON, || {
-        Ok(listed(s, instance)?.iter().all(|line| line.as_ref().is_some_and(|line| line.contains(" HELD "))))
+    wait_held_on(s, instance, NODES.len())
+}
+
+/// Waits until an instance is held on each of its nodes, which are the first `count`.
+pub(crate) fn wait_held_on(s: &Scenario<'_>, instance: &str, count: usize) -> Result<()> {
+    wait_until(&format!("{instance} to be held on {count} nodes"), SOON, || {
+        let is_held = |line: &&Option<String>| line.as_ref().is_some_and(|line| line.contains(" HELD "));
+        Ok(listed(s, instance)?.iter().filter(is_held).count() == count)
     })
 }
 
-fn wait_gone(s: &Scenario<'_>, instance: &str) -> Result<()> {
+pub(crate) fn wait_gone(s: &Scenario<'_>, instance: &str) -> Result<()> {
     wait_until(&format!("{instance} to be gone from all nodes"), SOON, || {
         Ok(listed(s, instance)?.iter().all(Option::is_none))
     })
 }
 
-fn burstfs(s: &Scenario<'_>, node: &str, user: &str, words: &str) -> Result<Output> {
+pub(crate) fn burstfs(s: &Scenario<'_>, node: &str, user: &str, words: &str) -> Result<Output> {
     s.cluster.try_sh_as(node, user, &format!("burstfs {words}"))
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// What the logs say when something is held.
-fn allow_held(s: &mut Scenario<'_>, code: &str) {
+pub(crate) fn allow_held(s: &mut Scenario<'_>, code: &str) {
     s.allow(&format!("{code}: stage_out: "));
 }
 

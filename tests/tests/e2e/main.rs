@@ -7,6 +7,7 @@ mod cancel;
 mod data;
 mod hold;
 mod isolation;
+mod job_end;
 mod kills;
 mod layout;
 mod passthrough;

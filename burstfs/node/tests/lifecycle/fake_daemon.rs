@@ -99,7 +99,7 @@ fn act(stage: &mut Stage, part: &str, description: &InstanceDescription) {
             }
             Some(NodeMessage::Stop) => return,
             Some(NodeMessage::Start(_)) => panic!("started twice"),
-            Some(NodeMessage::Resume | NodeMessage::Removed(_)) => {}
+            Some(NodeMessage::JobEnd(_) | NodeMessage::Resume | NodeMessage::Removed(_)) => {}
             // A real one goes on serving without its supervisor.
             None => loop {
                 std::thread::park();
@@ -132,6 +132,7 @@ fn ask_broker(data: &Path) {
 /// A life that waits to drain what is held.
 fn hold(stage: &mut Stage, part: &str, description: &InstanceDescription) {
     stage.say(&DaemonMessage::State(State::Held));
+    std::fs::write(description.data_dir.join("told"), format!("{:?}", description.job_end)).unwrap();
     let used = std::fs::read_to_string(description.data_dir.join("used")).ok().and_then(|used| used.parse().ok());
     stage.say(&DaemonMessage::Progress(Progress { used_bytes: used.unwrap_or(0), ..Progress::default() }));
     loop {
@@ -161,6 +162,12 @@ fn drained(failure: Option<Failure>) -> DaemonMessage {
 fn drain(stage: &mut Stage, part: &str, description: &InstanceDescription) {
     stage.say(&DaemonMessage::State(State::Draining));
     match part {
+        "asks-job-end" => {
+            stage.say(&DaemonMessage::AskJobEnd);
+            let Some(NodeMessage::JobEnd(end)) = stage.hear() else { panic!("no answer") };
+            std::fs::write(description.data_dir.join("heard"), format!("{end:?}")).unwrap();
+            stage.say(&drained(Some(quota())));
+        }
         "held" | "held-at-first" => stage.say(&drained(Some(quota()))),
         "dies-in-drain" if !description.restarted => std::process::exit(5),
         "hangs-in-drain" => {}

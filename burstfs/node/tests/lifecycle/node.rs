@@ -78,6 +78,12 @@ impl Node {
         fs::set_permissions(self.path("bin/squeue"), PermissionsExt::from_mode(0o755)).unwrap();
     }
 
+    /// What Slurm says of any job from now on: a shell script, with the job's id as its argument.
+    pub(crate) fn slurm_says(&self, script: &str) {
+        fs::write(self.path("bin/burstfs-job-state"), format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(self.path("bin/burstfs-job-state"), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
     pub(crate) fn configure(&self, start: &str, no_progress: &str) {
         self.configure_drain(start, no_progress, "wait");
     }
@@ -87,7 +93,8 @@ impl Node {
         let text = format!(
             "nvme = \"{ROOT}/nvme\"\nrun_dir = \"{ROOT}/run\"\nlog_dir = \"{ROOT}/log\"\nmount_base = \"{ROOT}/burstfs\"\n\
              default_capacity = \"64MiB\"\n\
-             [programs]\ndaemon = \"{ROOT}/bin/burstfsd\"\n[timeouts]\nstart = \"{start}\"\nno_progress = \"{no_progress}\"\n\
+             [programs]\ndaemon = \"{ROOT}/bin/burstfsd\"\njob_state = \"{ROOT}/bin/burstfs-job-state\"\n\
+             [timeouts]\nstart = \"{start}\"\nno_progress = \"{no_progress}\"\n\
              [drain]\nretry = \"100ms\"\nnode = \"{node}\"\n"
         );
         fs::write(self.path("burstfs.toml"), text).unwrap();

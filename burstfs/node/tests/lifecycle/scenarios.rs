@@ -42,6 +42,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("held_and_gc", held_and_gc),
     ("held_and_resumed", held_and_resumed),
     ("held_until_its_time_is_over", held_until_its_time_is_over),
+    ("how_the_job_ended_is_asked_of_slurm_and_kept", how_the_job_ended_is_asked_of_slurm_and_kept),
     ("held_data_is_counted", held_data_is_counted),
     ("a_node_that_is_returned", a_node_that_is_returned),
     ("list_without_an_nvme", list_without_an_nvme),
@@ -449,6 +450,36 @@ fn held_and_resumed(node: &Node) {
     assert!(!is_running(daemon));
     assert!(node.run(&["recover"]).contains("is held"));
     wait_until("the drain", || node.listed(&job).is_null());
+}
+
+fn how_the_job_ended_is_asked_of_slurm_and_kept(node: &Node) {
+    let read = |job: &Job, name: &str| fs::read_to_string(node.data(job).join(name)).unwrap_or_default();
+    for (id, script, heard, kept) in [
+        (60, "echo \"$1|COMPLETED|0\"", "Some(Success)", "{\"step\":\"job_end\",\"end\":\"success\"}\n"),
+        (61, "echo \"$1|CANCELLED|0\"", "Some(Failure)", "{\"step\":\"job_end\",\"end\":\"failure\"}\n"),
+        (62, "echo cannot reach slurmctld >&2; exit 1", "None", ""),
+        (63, "rm -f \"$0\"; echo \"7|COMPLETED|0\"", "None", ""),
+    ] {
+        node.slurm_says(script);
+        let job = job(id, "asks-job-end");
+        node.start_ready(&job);
+        node.stop(&job);
+        assert_eq!(read(&job, "heard"), heard, "{script}");
+        let steps = journal(node, &job);
+        assert_eq!(steps.matches("job_end").count(), usize::from(!kept.is_empty()), "{steps}");
+        // Before the drain is over, so that whoever comes later decides the same.
+        let (before, after) = (steps.find(kept).unwrap(), steps.find("\"step\":\"held\"").unwrap());
+        assert!(before < after, "{steps}");
+        wait_until("the next life to be told", || read(&job, "told") == heard);
+        // Slurm may say what it likes from here on.
+        node.slurm_says("echo \"$1|TIMEOUT|0\"");
+        wait_until("a daemon that tries again", || node.listed(&job)["daemon_pid"].is_i64());
+        node.kill(node.pid(&job, "supervisor_pid"));
+        fs::remove_file(node.data(&job).join("told")).unwrap();
+        assert!(node.run(&["recover"]).contains("is held"));
+        wait_until("the same after another supervisor", || read(&job, "told") == heard);
+        node.run(&["gc", &node.instance(&job)]);
+    }
 }
 
 fn held_until_its_time_is_over(node: &Node) {
