@@ -30,6 +30,7 @@ mod inproc;
 pub mod interfaces;
 mod munge;
 mod network;
+mod pool_wait;
 #[cfg(feature = "rdma")]
 mod rdma;
 mod region;
@@ -40,6 +41,7 @@ mod resends;
 pub mod selftest;
 mod server;
 mod server_memory;
+mod sync;
 mod tcp;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::pool_wait::taken;
+
 const UNIT_BYTES: usize = 4096;
 
 /// A bounded amount of memory for bulk data. Clones share it.
@@ -79,13 +81,8 @@ impl RegionPool {
             // The pool's semaphore is never closed.
             return Err(RegionTooLarge { len, limit: 0 });
         };
-        loop {
-            let returned = self.0.returned.notified();
-            if let Some(memory) = self.0.memory(block_len(len)) {
-                return Ok(Region { memory, len, home: Some((self.0.clone(), permit)) });
-            }
-            returned.await;
-        }
+        let memory = taken(&self.0.returned, || self.0.memory(block_len(len))).await;
+        Ok(Region { memory, len, home: Some((self.0.clone(), permit)) })
     }
 
     /// As [`RegionPool::region`], but `None` where it would have to wait.

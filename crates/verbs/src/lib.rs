@@ -21,7 +21,9 @@ mod cm;
 mod device;
 mod endpoint;
 mod error;
+mod extents;
 mod memory;
+mod sync;
 mod sys;
 mod table;
 

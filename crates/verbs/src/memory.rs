@@ -1,17 +1,17 @@
 //! Memory that a device may reach.
 //!
-//! Owns: slabs, each mapped once and registered once in each protection domain, and the blocks in them. Does not own: how much of
-//! it anybody may use at a time. Invariants: a block's bytes are accessible to one owner; while a [`Hold`] of it lives they are
+//! Owns: slabs, each mapped once and registered once in each protection domain, and the blocks in them (`extents` has which are in
+//! use). Does not own: how much of it anybody may use at a time. Invariants: a block's bytes are accessible to one owner; while a [`Hold`] of it lives they are
 //! given to nobody else; a slab stays mapped and registered as long as a block of it lives. The registration itself gives no peer access:
 //! peers reach what an endpoint exposes through a window (`Endpoint::expose`), nothing else.
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 
-use crate::buddy::Buddy;
 use crate::device::ProtectionDomain;
 use crate::error::{VerbsError, check_pointer};
+use crate::extents::{Extent, Extents, Shape};
 use crate::sys;
 
 /// The smallest block, bytes.
@@ -34,14 +34,10 @@ pub enum Purpose {
 
 /// Registered memory that grows slab by slab up to a limit. Clones share it.
 #[derive(Clone)]
-pub struct Arena(Arc<Shared>);
-
-struct Shared {
-    domains: Vec<ProtectionDomain>,
+pub struct Arena {
+    domains: Arc<[ProtectionDomain]>,
     purpose: Purpose,
-    slabs_max: usize,
-    slabs: Mutex<Vec<(Arc<Slab>, Buddy)>>,
-    on_return: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    extents: Extents<Slab>,
 }
 
 impl Arena {
@@ -49,9 +45,9 @@ impl Arena {
     /// the domains, which may be of several devices, can use its memory.
     pub fn new(domains: &[ProtectionDomain], purpose: Purpose, limit_bytes: usize) -> Result<Arena, VerbsError> {
         let slabs_max = limit_bytes.div_ceil(SLAB_BYTES).max(1);
-        let (domains, slabs) = (domains.to_vec(), Mutex::default());
-        let arena = Arena(Arc::new(Shared { domains, purpose, slabs_max, slabs, on_return: OnceLock::new() }));
-        arena.slabs().push(arena.slab()?);
+        let shape = Shape { order_max: ORDER_MAX, roots: SLAB_BYTES / BLOCK_MAX_BYTES };
+        let arena = Arena { domains: domains.into(), purpose, extents: Extents::new(slabs_max, shape) };
+        arena.extents.add(arena.slab()?);
         Ok(arena)
     }
 
@@ -63,82 +59,48 @@ impl Arena {
         if order > ORDER_MAX {
             return Ok(None);
         }
-        let mut slabs = self.slabs();
-        let mut taken = slabs.iter_mut().find_map(|(slab, buddy)| Some((slab.clone(), buddy.take(order)?)));
-        if taken.is_none() && slabs.len() < self.0.slabs_max {
-            let (slab, mut buddy) = self.slab()?;
-            taken = buddy.take(order).map(|unit| (slab.clone(), unit));
-            slabs.push((slab, buddy));
-        }
-        let extent = |(slab, unit)| Arc::new(Extent { arena: self.clone(), slab, unit, order });
-        Ok(taken.map(|taken| Block(Hold(extent(taken)))))
+        let taken = self.extents.take(order, || self.slab())?;
+        Ok(taken.map(|extent| Block(Hold(Arc::new(extent)))))
     }
 
     /// Calls `act` whenever a block has come back, on whichever thread that is. Only the first call counts.
     pub fn on_return(&self, act: impl Fn() + Send + Sync + 'static) {
-        // A second one is left out, as said.
-        let _ = self.0.on_return.set(Box::new(act));
+        self.extents.on_return(act);
     }
 
     /// Bytes that are registered now.
     pub fn registered_bytes(&self) -> usize {
-        self.slabs().len() * SLAB_BYTES
+        self.extents.count() * SLAB_BYTES
     }
 
-    fn slab(&self) -> Result<(Arc<Slab>, Buddy), VerbsError> {
-        let slab = Slab::new(&self.0.domains, self.0.purpose)?;
-        Ok((Arc::new(slab), Buddy::new(ORDER_MAX, SLAB_BYTES / BLOCK_MAX_BYTES)))
-    }
-
-    fn slabs(&self) -> MutexGuard<'_, Vec<(Arc<Slab>, Buddy)>> {
-        self.0.slabs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A part of a slab that is in use.
-struct Extent {
-    arena: Arena,
-    slab: Arc<Slab>,
-    unit: usize,
-    order: usize,
-}
-
-impl Drop for Extent {
-    fn drop(&mut self) {
-        let mut slabs = self.arena.slabs();
-        if let Some((_, buddy)) = slabs.iter_mut().find(|(slab, _)| Arc::ptr_eq(slab, &self.slab)) {
-            buddy.give(self.unit, self.order);
-        }
-        drop(slabs);
-        if let Some(act) = self.arena.0.on_return.get() {
-            act();
-        }
+    fn slab(&self) -> Result<Slab, VerbsError> {
+        Slab::new(&self.domains, self.purpose)
     }
 }
 
 /// Keeps a block's bytes where they are, and from being given to anybody else.
 #[derive(Clone)]
-pub struct Hold(Arc<Extent>);
+pub struct Hold(Arc<Extent<Slab>>);
 
 impl Hold {
     /// Bytes of the block.
     pub fn capacity(&self) -> usize {
-        BLOCK_MIN_BYTES << self.0.order
+        BLOCK_MIN_BYTES << self.0.order()
     }
 
     pub(crate) fn address(&self) -> *mut u8 {
         // The unit lies within the slab, as the allocator was told its size.
-        self.0.slab.base.0.as_ptr().wrapping_add(self.0.unit * BLOCK_MIN_BYTES)
+        self.0.slab().base.0.as_ptr().wrapping_add(self.0.unit() * BLOCK_MIN_BYTES)
     }
 
     /// The registration in that domain; `None` where the memory is none of it.
     pub(crate) fn registration(&self, domain: &ProtectionDomain) -> Option<NonNull<sys::ibv_mr>> {
-        let found = self.0.slab.registrations.iter().find(|registration| registration.domain.is(domain))?;
+        let found = self.0.slab().registrations.iter().find(|registration| registration.domain.is(domain))?;
         Some(found.region)
     }
 
     pub(crate) fn is_exposable(&self) -> bool {
-        self.0.slab.purpose == Purpose::Exposable
+        self.0.slab().purpose == Purpose::Exposable
     }
 }
 

@@ -4,8 +4,7 @@
 //! others under their numbers; it is connected again in the background. The link is over with its last lane.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
+use super::lane_table::{Lane, LaneTable};
 use super::{Rdma, client};
 use crate::auth::Identity;
 use crate::error::{RpcError, Waiting};
@@ -55,7 +55,7 @@ pub(super) async fn connect(
     let mut last = RpcError::Timeout(Waiting::Connection);
     while lanes.is_closed() {
         match attempts.next().await {
-            Some((lane, Ok(link))) => lanes.put(lane, link),
+            Some((lane, Ok(link))) => lanes.table.put(lane, link),
             Some((_, Err(error))) => last = error,
             None => return Err(last),
         }
@@ -63,7 +63,7 @@ pub(super) async fn connect(
     let others = async {
         while let Some((lane, connected)) = attempts.next().await {
             match connected {
-                Ok(link) => lanes.put(lane, link),
+                Ok(link) => lanes.table.put(lane, link),
                 Err(error) => debug!(%error, "one of several RDMA connections is not there yet"),
             }
         }
@@ -76,57 +76,35 @@ pub(super) async fn connect(
 
 /// The lanes to one peer.
 struct Lanes {
-    lanes: Vec<Mutex<Lane>>,
+    table: LaneTable<Arc<dyn Link>>,
     ways: Vec<Way>,
-    next: AtomicUsize,
+    /// For the task that mends.
     over: watch::Sender<bool>,
 }
 
-#[derive(Default)]
-struct Lane {
-    link: Option<Arc<dyn Link>>,
-    /// Replies of the links before this one.
-    replies: u64,
-}
+impl Lane for Arc<dyn Link> {
+    fn is_live(&self) -> bool {
+        !self.is_closed()
+    }
 
-impl Lane {
-    fn live(&self) -> Option<&Arc<dyn Link>> {
-        self.link.as_ref().filter(|link| !link.is_closed())
+    fn replies(&self) -> u64 {
+        Link::replies(&**self)
+    }
+
+    fn close(&self) {
+        Link::close(&**self);
     }
 }
 
 impl Lanes {
     fn new(ways: Vec<Way>) -> Lanes {
-        let lanes = ways.iter().map(|_| Mutex::default()).collect();
-        Lanes { lanes, ways, next: AtomicUsize::new(0), over: watch::Sender::new(false) }
-    }
-
-    fn lane(&self, at: usize) -> MutexGuard<'_, Lane> {
-        self.lanes[at].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put(&self, at: usize, link: Arc<dyn Link>) {
-        let mut lane = self.lane(at);
-        lane.replies += lane.link.take().map_or(0, |before| before.replies());
-        lane.link = Some(link);
-        // The end may have come meanwhile.
-        if *self.over.borrow()
-            && let Some(link) = &lane.link
-        {
-            link.close();
-        }
-    }
-
-    /// The next lane that is there, beginning with the one whose turn it is.
-    fn next(&self) -> Option<Arc<dyn Link>> {
-        let (first, count) = (self.next.fetch_add(1, Ordering::Relaxed), self.lanes.len());
-        (0..count).find_map(|lane| self.lane(first.wrapping_add(lane) % count).live().cloned())
+        Lanes { table: LaneTable::new(ways.len()), ways, over: watch::Sender::new(false) }
     }
 }
 
 impl Link for Lanes {
     fn submit(&self, request: Request, done: oneshot::Sender<Outcome>) {
-        match self.next() {
+        match self.table.next() {
             Some(link) => link.submit(request, done),
             // Whoever has stopped waiting does not hear it.
             None => drop(done.send(Err(Box::new(Lost { cause: LostCause::Disconnected, request })))),
@@ -134,21 +112,16 @@ impl Link for Lanes {
     }
 
     fn is_closed(&self) -> bool {
-        (0..self.lanes.len()).all(|lane| self.lane(lane).live().is_none())
+        self.table.is_over()
     }
 
     fn replies(&self) -> u64 {
-        let of = |lane: MutexGuard<'_, Lane>| lane.replies + lane.link.as_ref().map_or(0, |link| link.replies());
-        (0..self.lanes.len()).map(|lane| of(self.lane(lane))).sum()
+        self.table.replies()
     }
 
     fn close(&self) {
         self.over.send_replace(true);
-        for lane in 0..self.lanes.len() {
-            if let Some(link) = &self.lane(lane).link {
-                link.close();
-            }
-        }
+        self.table.close();
     }
 }
 
@@ -162,9 +135,9 @@ async fn mend(lanes: Weak<Lanes>, mut over: watch::Receiver<bool>, transport: Rd
         }
         let missing: Vec<(usize, Way)> = match lanes.upgrade() {
             // Without any lane it is the channel's to connect again.
-            Some(lanes) if !lanes.is_closed() => (lanes.ways.iter().copied().enumerate())
-                .filter(|(lane, _)| lanes.lane(*lane).live().is_none())
-                .collect(),
+            Some(lanes) if !lanes.is_closed() => {
+                lanes.table.missing().into_iter().map(|lane| (lane, lanes.ways[lane])).collect()
+            }
             _ => return,
         };
         for (lane, (rail, address)) in missing {
@@ -172,7 +145,7 @@ async fn mend(lanes: Weak<Lanes>, mut over: watch::Receiver<bool>, transport: Rd
             match (connected, lanes.upgrade()) {
                 (Ok(Ok(link)), Some(lanes)) => {
                     info!(peer = %address, "an RDMA connection is there again");
-                    lanes.put(lane, link);
+                    lanes.table.put(lane, link);
                 }
                 (Ok(Err(error)), Some(_)) => debug!(peer = %address, %error, "an RDMA connection is still missing"),
                 (Err(_), Some(_)) => debug!(peer = %address, "an RDMA connection is still missing"),
@@ -184,7 +157,7 @@ async fn mend(lanes: Weak<Lanes>, mut over: watch::Receiver<bool>, transport: Rd
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use burstfs_types::Xid;
 
@@ -231,7 +204,7 @@ mod tests {
         let links: Vec<Arc<Prompt>> = (0..3).map(|_| Arc::default()).collect();
         let replies = || -> Vec<u64> { links.iter().map(|link| link.replies()).collect() };
         for (lane, link) in links.iter().enumerate() {
-            lanes.put(lane, link.clone());
+            lanes.table.put(lane, link.clone());
         }
         assert!((0..6).all(|_| is_answered(&lanes)));
         assert_eq!(replies(), [2, 2, 2]);
@@ -239,7 +212,7 @@ mod tests {
         assert!((0..6).all(|_| is_answered(&lanes)));
         assert_eq!((replies()[1], lanes.replies()), (2, 12));
         // Another link in its place; what the first one answered still counts.
-        lanes.put(1, Arc::<Prompt>::default());
+        lanes.table.put(1, Arc::<Prompt>::default());
         assert!((0..3).all(|_| is_answered(&lanes)));
         assert_eq!(lanes.replies(), 15);
         links[0].close();
@@ -249,7 +222,7 @@ mod tests {
         assert!(lanes.is_closed() && !is_answered(&lanes));
         // A lane that comes after the end is closed at once.
         let late = Arc::<Prompt>::default();
-        lanes.put(0, late.clone());
+        lanes.table.put(0, late.clone());
         assert!(late.is_closed());
     }
 

@@ -23,6 +23,7 @@ mod client;
 mod connection;
 mod credits;
 mod handshake;
+mod lane_table;
 mod lanes;
 mod server;
 mod wire;
