@@ -79,6 +79,18 @@ impl Raw {
         Raw::try_connect(address, &private_data()).await.expect("refused")
     }
 
+    /// The same as soon as there is a place for a stranger.
+    async fn patiently(address: SocketAddr) -> Raw {
+        let connected = async {
+            loop {
+                if let Some(raw) = Raw::try_connect(address, &private_data()).await {
+                    return raw;
+                }
+            }
+        };
+        within("a place for a stranger", connected).await
+    }
+
     fn piece(&mut self, kind: u8, flags: u8, given_back: u16, rest: &[u8]) {
         let [low, high] = given_back.to_le_bytes();
         let piece = [&[kind, flags, low, high, 0, 0, 0, 0][..], rest].concat();
@@ -245,7 +257,8 @@ async fn a_client_that_breaks_the_protocol_loses_its_connection_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs an RDMA device (make rdma-test)"]
 async fn strangers_end_only_their_connection_and_do_not_lock_others_out() {
-    let limits = ServerLimits { hello_timeout: Duration::from_secs(2), strangers_max: 2, ..ServerLimits::default() };
+    // Long enough for three connections, however slow the machine is.
+    let limits = ServerLimits { hello_timeout: Duration::from_secs(8), strangers_max: 2, ..ServerLimits::default() };
     let world = World::with(rdma(), limits).await;
     // Another build, or somebody else altogether.
     assert!(Raw::try_connect(world.address, b"something else").await.is_none());
@@ -260,7 +273,7 @@ async fn strangers_end_only_their_connection_and_do_not_lock_others_out() {
     early.ended().await;
     assert_eq!(world.service.log.lock().unwrap().len(), 0);
     // Silent ones take all places for strangers, until their time is over.
-    let (first, second) = (Raw::connect(world.address).await, Raw::connect(world.address).await);
+    let (first, second) = (Raw::patiently(world.address).await, Raw::patiently(world.address).await);
     assert!(Raw::try_connect(world.address, &private_data()).await.is_none());
     still_serves(&world).await;
     first.ended().await;
@@ -286,7 +299,7 @@ async fn hundreds_of_connections_leave_nothing_behind() {
     const AT_ONCE: usize = 10;
     let world = World::new(rdma()).await;
     still_serves(&world).await;
-    eventually("the first connection is gone", || world.server().peers().is_empty()).await;
+    no_connection_is_left().await;
     let (before, pinned) = (resources(), pinned_kib());
     for _ in 0..30 {
         let calls = (0..AT_ONCE).map(|node| {
@@ -327,6 +340,11 @@ fn queue_pairs() -> usize {
     String::from_utf8(output.stdout).unwrap().lines().filter(|line| line.contains("type RC")).count()
 }
 
+/// Waits until the kernel has taken apart what was before, at both ends: that goes on when nobody waits for it any more.
+async fn no_connection_is_left() {
+    eventually("no connection is left", || queue_pairs() == 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs an RDMA device (make rdma-test)"]
 async fn a_network_uses_rdma_where_both_ends_have_it_and_tcp_elsewhere() {
@@ -348,17 +366,17 @@ async fn a_network_uses_rdma_where_both_ends_have_it_and_tcp_elsewhere() {
         let sent = channel.call_sending(&Store { pieces: 1 }, region, deadline).await;
         (sent.map(|sent| assert_eq!(sent, stored(&bytes))), queue_pairs())
     };
-    let none = queue_pairs();
+    no_connection_is_left().await;
     // Nobody said that the peer has RDMA; it has, at the wrong place; it has, but this side is to use TCP.
     let (auto, tcp) = (open(Choice::Auto), open(Choice::Tcp));
     for (network, rdma) in [(&auto, vec![]), (&auto, vec![SocketAddr::new(rdma.ip(), 1)]), (&tcp, vec![rdma])] {
         network.reach_by_rdma(world.address, &rdma);
         let (sent, pairs) = call(network).await;
-        assert_eq!((sent.is_ok(), pairs), (true, none), "{rdma:?}");
+        assert_eq!((sent.is_ok(), pairs), (true, 0), "{rdma:?}");
     }
     auto.reach_by_rdma(world.address, &[rdma]);
     let (sent, pairs) = call(&auto).await;
-    assert!(sent.is_ok() && pairs > none);
+    assert!(sent.is_ok() && pairs > 0);
     // Where RDMA is required there is no other way.
     let required = open(Choice::Rdma);
     required.reach_by_rdma(world.address, &[SocketAddr::new(rdma.ip(), 1)]);
@@ -394,7 +412,7 @@ fn queue_pairs_of(device: &str) -> usize {
 #[ignore = "needs two RDMA devices (make rdma-test)"]
 async fn connections_are_spread_over_all_devices_and_as_many_as_configured() {
     const CONNECTIONS: usize = 2;
-    let before = ["rxe1", "rxe2"].map(queue_pairs_of);
+    no_connection_is_left().await;
     let rails = [far().1, far().0];
     let memory = TcpConfig { client_pool_bytes: 16 << 20, server_pool_bytes: 16 << 20 };
     let config = NetworkConfig { memory, rdma_connections: CONNECTIONS };
@@ -420,9 +438,9 @@ async fn connections_are_spread_over_all_devices_and_as_many_as_configured() {
     assert!(join_all(fetches).await.iter().all(|fetched| fetched[..] == bytes[..]));
     // Both ends are here.
     let now = ["rxe1", "rxe2"].map(queue_pairs_of);
-    assert_eq!([now[0] - before[0], now[1] - before[1]], [2 * CONNECTIONS; 2]);
+    assert_eq!(now, [2 * CONNECTIONS; 2]);
     drop((channel, client));
-    eventually("all connections are gone", || ["rxe1", "rxe2"].map(queue_pairs_of) == before).await;
+    no_connection_is_left().await;
     world.end().await;
 }
 
