@@ -291,6 +291,31 @@ fn large_requests_are_cut_to_what_an_rpc_carries() {
     });
 }
 
+/// What a FUSE reply is written from, and what a write is copied to: with RDMA, registered memory.
+#[test]
+fn bytes_of_other_nodes_are_in_the_transports_memory_and_those_of_the_own_never_are() {
+    let cluster = Cluster::new(2);
+    let (near, far) = (cluster.client(0), cluster.client(1));
+    let bytes: Vec<u8> = (0..256 << 10).map(|n| (n % 251) as u8).collect();
+    cluster.block_on(async {
+        let made = near.create(Ino::ROOT, b"f", new_file(None)).await.unwrap();
+        near.write(&made.file, 0, WriteData::Lent(&bytes), false).await.unwrap();
+        let read = near.read(&made.file, 0, bytes.len()).await.unwrap();
+        assert_eq!((read.len(), cluster.in_the_pool()), (bytes.len(), 0));
+        let far_file = far.open(made.attr.ino, false).await.unwrap().file;
+        let read = far.read(&far_file, 0, bytes.len()).await.unwrap();
+        assert!(read == bytes);
+        assert_eq!(cluster.in_the_pool(), bytes.len(), "what was read was copied elsewhere");
+        drop(read);
+        assert_eq!(cluster.in_the_pool(), 0);
+        let data = far.copy_to_send(&bytes);
+        far.write(&far_file, 0, WriteData::Shared(&data), false).await.unwrap();
+        assert_eq!(cluster.in_the_pool(), bytes.len(), "one copy of what is written");
+        drop(data);
+        assert_eq!(cluster.in_the_pool(), 0);
+    });
+}
+
 #[test]
 fn a_file_has_an_end() {
     let cluster = Cluster::new(1);

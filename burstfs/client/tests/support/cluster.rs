@@ -43,6 +43,7 @@ pub(crate) struct Cluster {
     batches: Arc<AtomicUsize>,
     syncs: Vec<Arc<AtomicUsize>>,
     asked: Arc<AtomicUsize>,
+    network: Arc<dyn Transport>,
     // Servers end before the runtime that runs them.
     _servers: Vec<ServerHandle>,
     runtime: Runtime,
@@ -83,7 +84,7 @@ impl Cluster {
         let runtime = Runtime::new().unwrap();
         let directory = tempfile::tempdir_in(parent).unwrap();
         let network: Arc<dyn Transport> = Arc::new(InProcess::new(64 << 20));
-        let built = runtime.block_on(async { Builder::new((nodes, policies), network, &directory).await });
+        let built = runtime.block_on(async { Builder::new((nodes, policies), network.clone(), &directory).await });
         Cluster {
             clients: built.clients,
             mdts: built.mdts,
@@ -91,6 +92,7 @@ impl Cluster {
             batches: built.batches,
             syncs: built.syncs,
             asked: built.asked,
+            network,
             _servers: built.servers,
             runtime,
             directory,
@@ -130,6 +132,11 @@ impl Cluster {
     /// Requests that servers have had of other nodes and that change nothing.
     pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are in the transport's own memory now: what a device would send from, and receive into.
+    pub(crate) fn in_the_pool(&self) -> usize {
+        self.network.regions().in_use_bytes()
     }
 
     /// The OSTs, to look behind the client's back.
