@@ -17,6 +17,11 @@ pub enum Unusable {
     /// The kernel or the libraries know of no RDMA.
     #[error("this machine has no RDMA device")]
     NoDevice,
+    /// The kernel has devices, and the library can use none of them.
+    #[error(
+        "libibverbs has no provider for this machine's RDMA devices (on Debian the package ibverbs-providers has them)"
+    )]
+    NoProvider,
     /// None serves the address.
     #[error("no RDMA device serves the address {0}")]
     NoAddress(IpAddr),
@@ -78,7 +83,7 @@ impl Device {
     pub fn at(address: IpAddr) -> Result<Device, Unusable> {
         let devices = device_count();
         if devices == 0 {
-            return Err(Unusable::NoDevice);
+            return Err(if kernel_has_devices() { Unusable::NoProvider } else { Unusable::NoDevice });
         }
         let anchor = ConnectionId::new()?;
         anchor.bind((address, 0).into()).map_err(|_| Unusable::NoAddress(address))?;
@@ -123,6 +128,12 @@ fn device_count() -> usize {
         sys::ibv_free_device_list(list);
     }
     usize::try_from(count).unwrap_or(0)
+}
+
+/// Whether there is a device for programs to use, also one that the library cannot.
+fn kernel_has_devices() -> bool {
+    let entries = std::fs::read_dir("/sys/class/infiniband_verbs").into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"uverbs"))
 }
 
 fn name(context: NonNull<sys::ibv_context>) -> String {

@@ -233,3 +233,31 @@ fn memory_of_another_domain_and_private_memory_are_not_accepted() {
     client.endpoint.send(own.hold(), 10, "sent").unwrap();
     server.receives(&[0; 10]);
 }
+
+/// So many of the machine's huge pages are taken, or `None` where it has no such pages.
+fn huge_pages_taken() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let field = |name: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+    };
+    Some(field("HugePages_Total:")? - field("HugePages_Free:")? + field("HugePages_Rsvd:")?)
+}
+
+#[test]
+#[ignore = "needs an RDMA device (make rdma-test)"]
+fn memory_is_of_huge_pages_where_some_are_set_aside() {
+    const HUGE_PAGE_BYTES: usize = 2 << 20;
+    let pages = |count: u64| std::fs::write("/proc/sys/vm/nr_hugepages", count.to_string()).unwrap();
+    let domain = ProtectionDomain::new(&device()).unwrap();
+    let of_a_slab = (SLAB_BYTES / HUGE_PAGE_BYTES) as u64;
+    // Enough for one of two slabs: the other is of ordinary pages, and serves as well.
+    pages(of_a_slab + 1);
+    assert_eq!(huge_pages_taken(), Some(0));
+    let arena = Arena::new(std::slice::from_ref(&domain), Purpose::Private, 2 * SLAB_BYTES).unwrap();
+    assert_eq!(huge_pages_taken(), Some(of_a_slab));
+    let blocks: Vec<Block> = std::iter::from_fn(|| arena.take(4 << 20).unwrap()).collect();
+    assert_eq!((blocks.len(), huge_pages_taken()), (4, Some(of_a_slab)));
+    drop((blocks, arena));
+    assert_eq!(huge_pages_taken(), Some(0));
+    pages(0);
+}
