@@ -57,7 +57,7 @@ posix: ## pjdfstest and fsx on the mount of a four-node instance (root)
 rdma-test: setup build ## the tests that need an RDMA device, in an emulated machine that has one (root)
 	@tests/run rdma
 
-rdma-instances: setup build ## instances of several nodes in that machine; not green yet, and not part of make test (root)
+rdma-instances: setup build ## of these only the instances of several nodes (root)
 	tests/rdma/run instances
 
 sanitize: setup ## the network layer under the address and the thread sanitizer, here and in that machine (root)

@@ -47,6 +47,7 @@ impl Instance {
         for (node, network) in instance.nodes().zip(networks) {
             configure(&node, network)?;
         }
+        fs::write(machine::COMMENT, "")?;
         instance.on_all_nodes("start")?;
         let outcomes = instance.nodes().map(|node| Ok((instance.outcome(&node)?, instance.log(&node), node)));
         let outcomes = outcomes.collect::<Result<Vec<_>>>()?;

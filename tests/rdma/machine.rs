@@ -18,6 +18,22 @@ pub(crate) const CLUSTER: &str = "rdma";
 /// The job's user.
 pub(crate) const UID: u32 = 7001;
 
+/// Fills in the fields that it is asked for.
+const SQUEUE: &str = "for word; do case $word in
+  --Format=JobID:16,RestartCnt:16) echo '7 0' ;;
+  --format=*) echo \"${word#--format=}\" | sed 's/%A/7/; s/%u/alice/; s/%T/RUNNING/; s/%N/node[1-3]/' ;;
+esac; done";
+
+/// Keeps the job's AdminComment, by which a node that fails tells the others.
+const SCONTROL: &str = "case \"$1 $2\" in
+  'show config') echo \"ClusterName = $CLUSTER\" ;;
+  'show job') echo 'JobId=7 JobName=job'; echo '   JobState=RUNNING Reason=Prolog'; echo \"   AdminComment=$(cat $COMMENT)\" ;;
+  'update jobid=7') echo \"${3#admincomment=}\" >$COMMENT ;;
+  *) exit 1 ;;
+esac";
+/// Where that is kept.
+pub(crate) const COMMENT: &str = "/nodes/comment";
+
 /// Makes all of it, once.
 pub(crate) fn set_up() -> Result<()> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
@@ -75,8 +91,8 @@ fn make() -> Result<()> {
     // A disk of each node's own, as far as burstfs sees: not the overlay, which has none of the usual properties.
     sh(&format!("mkdir -p {NODES} && mount -t tmpfs -o mode=755 nodes {NODES} && mkdir -p {WORK} {NODES}/bin"))?;
     chown(WORK, Some(UID), Some(UID))?;
-    answer("squeue", "case \"$*\" in *RestartCnt*) echo '7 0' ;; *) echo '7|alice|RUNNING|node[1-3]' ;; esac")?;
-    answer("scontrol", &format!("[ \"$*\" = 'show config' ] && echo 'ClusterName = {CLUSTER}'"))?;
+    answer("squeue", SQUEUE)?;
+    answer("scontrol", &format!("COMMENT={COMMENT} CLUSTER={CLUSTER}\n{SCONTROL}"))?;
     sh("install -d -o munge -g munge -m 0700 /etc/munge /var/lib/munge /var/log/munge
         install -d -o munge -g munge -m 0755 /run/munge
         head -c 128 /dev/urandom > /etc/munge/munge.key && chown munge: /etc/munge/munge.key && chmod 0400 /etc/munge/munge.key

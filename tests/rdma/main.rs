@@ -10,3 +10,15 @@ mod network;
 mod posix;
 mod three_nodes;
 mod two_devices;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+/// A part of a test, with the time that it took.
+fn step<T>(what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let done = act().with_context(|| what.to_owned())?;
+    println!("{what}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(done)
+}

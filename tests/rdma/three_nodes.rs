@@ -1,6 +1,7 @@
 //! Three nodes that talk over one device, with RDMA required: what jobs do, and daemons that are killed meanwhile.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, chown};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +12,11 @@ use burstfs_tests::{SOON, Tree, bytes_of, fill_file, wait_until};
 
 use crate::instance::Instance;
 use crate::machine::{self, UID, WORK};
-use crate::{network, posix};
+use crate::{network, posix, step};
 
 const NETWORK: &str = "transport = \"rdma\"";
 const MIB: usize = 1 << 20;
+const FSX_OPERATIONS: u32 = 300;
 
 #[test]
 #[ignore = "needs an RDMA device (make rdma-test)"]
@@ -23,26 +25,32 @@ fn a_job_on_three_nodes_over_rdma() -> Result<()> {
     let input = Path::new(WORK).join("in");
     let input_tree = Tree::make(&input)?;
     chown(&input, Some(UID), Some(UID))?;
-    let (stage_in, stage_out) = (
-        format!("stage_in source={WORK}/in/ destination=/in"),
-        format!("stage_out source=/out/ destination={WORK}/out"),
-    );
-    let instance = Instance::start(&["capacity=900MiB", &stage_in, &stage_out], &[NETWORK; 3])?;
+    let directives = [
+        "capacity=900MiB",
+        &format!("stage_in source={WORK}/in/ destination=/in"),
+        &format!("stage_out source=/out/ destination={WORK}/out"),
+    ];
+    let instance = step("start and stage-in", || Instance::start(&directives, &[NETWORK; 3]))?;
     ensure!(instance.transport()? == "rdma", "it talks over {}", instance.transport()?);
     ensure!(!network::queue_pairs()?.is_empty(), "no queue pair is connected");
-    for node in instance.nodes() {
-        input_tree
-            .ensure_same(&Tree::read(&instance.path(&node, "in"))?, &format!("the input and what {node} sees"))?;
-    }
-    posix::fsx(&instance, ("node1", "node2"), 300)?;
-    posix::pjdfstest(&instance, "node1")?;
+    step("everybody sees the input", || everybody_sees(&instance, &input_tree))?;
+    step("fsx", || posix::fsx(&instance, ("node1", "node2"), FSX_OPERATIONS))?;
+    step("pjdfstest", || posix::pjdfstest(&instance, "node1"))?;
     machine::sh_as("alice", &format!("mkdir {}", instance.path("node1", "out").display()))?;
-    everybody_writes_and_reads(&instance)?;
-    appends_are_whole(&instance)?;
-    daemons_are_killed(&instance)?;
-    machine::sh_as("alice", &format!("cp -a {WORK}/in {}", instance.path("node3", "out/copy").display()))?;
-    instance.end()?;
+    step("everybody writes and reads", || everybody_writes_and_reads(&instance))?;
+    step("appends", || appends_are_whole(&instance))?;
+    step("kills", || daemons_are_killed(&instance))?;
+    let copy = format!("cp -a {WORK}/in {}", instance.path("node3", "out/copy").display());
+    step("a copy", || machine::sh_as("alice", &copy))?;
+    step("end and drain", || instance.end())?;
     input_tree.ensure_same(&Tree::read(&Path::new(WORK).join("out/copy"))?, "the input and what was drained of it")
+}
+
+fn everybody_sees(instance: &Instance, input: &Tree) -> Result<()> {
+    for node in instance.nodes() {
+        input.ensure_same(&Tree::read(&instance.path(&node, "in"))?, &format!("the input and what {node} sees"))?;
+    }
+    Ok(())
 }
 
 /// Each node writes a file that it holds and its parts of one that is striped over all; each reads all of it.
@@ -97,7 +105,7 @@ fn appends_are_whole(instance: &Instance) -> Result<()> {
                 scope.spawn(move || -> Result<()> {
                     let file = OpenOptions::new().append(true).open(log(node))?;
                     for line in 0..LINES {
-                        std::io::Write::write_all(&mut &file, format!("{node} says {line}\n").as_bytes())?;
+                        io::Write::write_all(&mut &file, format!("{node} says {line}\n").as_bytes())?;
                     }
                     Ok(())
                 })
@@ -115,7 +123,7 @@ fn appends_are_whole(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// A server is killed under a writer, and under a reader; then the client itself, and what its programs had written is there.
+/// A server is killed under a writer, and under a reader; then the client itself under one, and what it had written is there.
 fn daemons_are_killed(instance: &Instance) -> Result<()> {
     let there = instance.path("node2", "out/kept");
     machine::sh_as("alice", &format!("touch {} && echo x > {}", there.display(), there.display()))?;
@@ -145,9 +153,35 @@ fn daemons_are_killed(instance: &Instance) -> Result<()> {
         rounds
     })?;
     println!("rounds of 8 MiB around the kill of their server: {rounds}");
-    instance.kill("node1")?;
+    a_client_is_killed(instance, &expected[..MIB])?;
     for node in instance.nodes() {
         ensure!(fs::read(instance.path(&node, "out/kept"))? == expected, "{node} reads something else after the kills");
+    }
+    Ok(())
+}
+
+/// node1 is killed under a writer, who writes the same again and again to a file on node2.
+fn a_client_is_killed(instance: &Instance, expected: &[u8]) -> Result<()> {
+    let (here, there) = (instance.path("node1", "out/again"), instance.path("node2", "out/again"));
+    machine::sh_as("alice", &format!("touch {} && echo x > {}", there.display(), there.display()))?;
+    let failure = thread::scope(|scope| -> Result<io::Error> {
+        let writer = scope.spawn(|| -> Result<io::Error> {
+            let file = File::options().write(true).open(&here)?;
+            loop {
+                if let Err(error) = file.write_all_at(expected, 0) {
+                    return Ok(error);
+                }
+            }
+        });
+        wait_until("the first bytes", SOON, || Ok(fs::metadata(&there)?.len() == expected.len() as u64))?;
+        instance.kill("node1")?;
+        writer.join().expect("the writer panicked")
+    })?;
+    // What was under way when the daemon died, or what came after.
+    let gone = [ErrorKind::ConnectionAborted, ErrorKind::NotConnected];
+    ensure!(gone.contains(&failure.kind()), "a write through a killed daemon: {failure}");
+    for node in instance.nodes() {
+        ensure!(fs::read(instance.path(&node, "out/again"))? == expected, "{node} reads something else after the kill");
     }
     Ok(())
 }
