@@ -331,9 +331,9 @@ impl Machine {
                 Vec::new()
             }
             Event::Said(DaemonMessage::Ready { environment }) => self.become_ready(environment),
-            // A daemon tells the others itself, unless it has no proof of who it is.
+            // A daemon tells the others itself, unless it has no proof of who it is, or not the network that was asked for.
             Event::Said(DaemonMessage::Failed(failure)) => {
-                let announce = failure.code == Code::Identity;
+                let announce = matches!(failure.code, Code::Identity | Code::RdmaMissing);
                 self.fail(failure, announce, true)
             }
             Event::Said(DaemonMessage::Drained { .. }) => {
@@ -693,9 +693,11 @@ mod tests {
     fn a_failed_start_is_recorded_and_undone() {
         let failure = Failure::new(Code::StageInFailed, "no such file");
         let unproved = Failure::new(Code::Identity, "munged does not answer");
+        let unreached = Failure::new(Code::RdmaMissing, "node2: this machine has no RDMA device");
         for (event, announced) in [
             (Event::Said(DaemonMessage::Failed(failure)), false),
             (Event::Said(DaemonMessage::Failed(unproved)), true),
+            (Event::Said(DaemonMessage::Failed(unreached)), true),
             (ended(), true),
             (Event::TimedOut, true),
         ] {
