@@ -188,6 +188,8 @@ fn configure(node: &str, network: &str) -> Result<()> {
     for name in ["nvme", "run", "log", "burstfs"] {
         fs::create_dir_all(dir.join(name))?;
     }
+    // What an earlier instance of the same name said is not this one's.
+    fs::write(dir.join("log").join(format!("{}.log", name())), "")?;
     let (here, daemon) = (dir.display(), machine::program("burstfsd")?);
     let daemon = daemon.display();
     let text = format!(
