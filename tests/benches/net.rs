@@ -16,6 +16,7 @@ const RUNS: &str = "5";
 /// How long the emulated machine may take, seconds.
 const GUEST_TIME: &str = "1800";
 const GUEST_ADDRESS: &str = "10.99.0.1";
+const DEPTHS: [&str; 2] = ["1", "32"];
 const SIZES: [(&str, &str); 3] = [("4k", "4 KiB"), ("64k", "64 KiB"), ("1m", "1 MiB")];
 
 /// What was measured, by name: a sample for each run.
@@ -117,14 +118,7 @@ fn rdma_rows(measured: Result<&Figures, &anyhow::Error>, rows: &mut Vec<Row>) {
     small_rows(place, "rdma", "RDMA", figures, rows);
     for (size, name) in SIZES {
         let written = format!("perftest.write_bw_{size}");
-        for (way, what) in [("read", "the server writes"), ("write", "the server reads")] {
-            rows.push(figures.quotient(
-                place,
-                &format!("RDMA: {name}, {what}, by ib_write_bw"),
-                (&format!("rdma.{way}_{size}"), &written),
-                Aim::AtLeast(0.8),
-            ));
-        }
+        bulk_rows(place, ("rdma", "RDMA"), figures, (size, name), (&written, "ib_write_bw", 0.8), rows);
         let read = format!("perftest.read_bw_{size}");
         rows.push(figures.quotient(
             place,
@@ -142,13 +136,27 @@ fn tcp_rows(place: &str, measured: Result<&Figures, &anyhow::Error>, rows: &mut 
     rows.push(figures.quotient(place, "TCP: an empty request, by the bare socket", both, Aim::None));
     small_rows(place, "tcp", "TCP", figures, rows);
     for (size, name) in SIZES {
-        for (way, what) in [("write", "to the server"), ("read", "from the server")] {
-            rows.push(figures.quotient(
-                place,
-                &format!("TCP: {name}, {what}, by the bare socket"),
-                (&format!("tcp.{way}_{size}"), &format!("socket.stream_{size}")),
-                Aim::AtLeast(0.9),
-            ));
+        let streamed = format!("socket.stream_{size}");
+        bulk_rows(place, ("tcp", "TCP"), figures, (size, name), (&streamed, "the bare socket", 0.9), rows);
+    }
+}
+
+/// Bulk throughput in terms of what the transport is on; the aim is for many requests at once, as those below have it.
+fn bulk_rows(
+    place: &str,
+    (kind, transport): (&str, &str),
+    figures: &Figures,
+    (size, name): (&str, &str),
+    (base, beside, least): (&str, &str, f64),
+    rows: &mut Vec<Row>,
+) {
+    for depth in DEPTHS {
+        for (way, what) in [("read", "from the server"), ("write", "to the server")] {
+            let aim = if depth == "1" { Aim::None } else { Aim::AtLeast(least) };
+            let title = format!("{transport}: {name} {what}, {depth} at once, by {beside}");
+            rows.push(figures.quotient(place, &title, (&format!("{kind}.{way}_{size}_{depth}"), base), aim));
+            let title = format!("{transport}: CPU of {name} {what}, {depth} at once");
+            rows.push(figures.row(place, &title, &format!("{kind}.{way}_cpu_{size}_{depth}"), "us", Aim::None));
         }
     }
 }
@@ -158,7 +166,7 @@ fn small_rows(place: &str, kind: &str, name: &str, figures: &Figures, rows: &mut
         figures.row(place, &format!("{name}: {what}"), &format!("{kind}.{key}"), unit, Aim::None)
     };
     rows.push(figure("an empty request", "round_trip", "us"));
-    for depth in ["1", "32"] {
+    for depth in DEPTHS {
         rows.push(figure(&format!("empty requests, {depth} at once"), &format!("per_second_{depth}"), "/s"));
         rows.push(figure(&format!("CPU of an empty request, {depth} at once"), &format!("cpu_{depth}"), "us"));
     }

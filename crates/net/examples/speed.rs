@@ -28,10 +28,10 @@ const MIB: usize = 1 << 20;
 const POOL_BYTES: usize = 64 * MIB;
 /// Bulk lengths.
 const SIZES: [(usize, &str); 3] = [(4 << 10, "4k"), (64 << 10, "64k"), (MIB, "1m")];
-/// Requests at once, where there are many.
-const DEPTH: usize = 32;
+/// Requests at once.
+const DEPTHS: [usize; 2] = [1, 32];
 /// How long each figure is measured for, about.
-const TIME: Duration = Duration::from_millis(700);
+const TIME: Duration = Duration::from_millis(400);
 /// How long nothing is done, to see what it costs.
 const IDLE: Duration = Duration::from_secs(2);
 /// The bare socket's reads and writes.
@@ -160,10 +160,7 @@ async fn calls(kind: &str, transport: Arc<dyn Transport>, address: IpAddr) -> Re
     let pair = Pair { client, channel };
     small_calls(kind, &pair).await?;
     for (len, name) in SIZES {
-        let rate = rate(DEPTH, || pair.keep(len)).await?.per_second * len as f64 / MIB as f64;
-        figure(kind, &format!("write_{name}"), rate);
-        let rate = self::rate(DEPTH, || pair.fill(len)).await?.per_second * len as f64 / MIB as f64;
-        figure(kind, &format!("read_{name}"), rate);
+        bulk_calls(kind, &pair, len, name).await?;
     }
     let before = cpu_time();
     tokio::time::sleep(IDLE).await;
@@ -181,10 +178,26 @@ async fn small_calls(kind: &str, pair: &Pair) -> Result<()> {
     }
     times.sort();
     figure(kind, "round_trip", times[times.len() / 2].as_secs_f64() * 1e6);
-    for depth in [1, DEPTH] {
+    for depth in DEPTHS {
         let rate = rate(depth, || pair.empty()).await?;
         figure(kind, &format!("per_second_{depth}"), rate.per_second);
         figure(kind, &format!("cpu_{depth}"), rate.cpu.as_secs_f64() * 1e6);
+    }
+    Ok(())
+}
+
+async fn bulk_calls(kind: &str, pair: &Pair, len: usize, name: &str) -> Result<()> {
+    // The first ones map memory.
+    let most = DEPTHS.into_iter().max().unwrap_or(1);
+    try_join_all((0..most).map(|_| pair.keep(len))).await?;
+    let report = |way: &str, depth: usize, rate: &Rate| {
+        let mib_per_second = rate.per_second * len as f64 / MIB as f64;
+        figure(kind, &format!("{way}_{name}_{depth}"), mib_per_second);
+        figure(kind, &format!("{way}_cpu_{name}_{depth}"), rate.cpu.as_secs_f64() * 1e6);
+    };
+    for depth in DEPTHS {
+        report("write", depth, &rate(depth, || pair.keep(len)).await?);
+        report("read", depth, &rate(depth, || pair.fill(len)).await?);
     }
     Ok(())
 }
@@ -197,8 +210,6 @@ struct Rate {
 
 /// Runs `call` again and again, so many at once.
 async fn rate<F: Future<Output = Result<()>>>(depth: usize, call: impl Fn() -> F) -> Result<Rate> {
-    // The first ones map memory, and more.
-    try_join_all((0..depth).map(|_| call())).await?;
     let (start, cpu) = (Instant::now(), cpu_time());
     let lanes = (0..depth).map(|_| async {
         let mut done = 0_u32;
