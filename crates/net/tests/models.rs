@@ -1,5 +1,5 @@
-//! What threads share in the network layer, under loom, which runs each model in every order that its threads' steps can have, also
-//! those that only a weaker processor than this one would show.
+//! What threads share in the network layer, under loom, which runs each model in every order that its threads' steps can have
+//! (`model` has the bound), also those that only a weaker processor than this one would show.
 
 #![cfg(feature = "rdma")]
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail like the test")]
