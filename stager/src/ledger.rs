@@ -37,15 +37,49 @@ pub struct LedgerError {
 pub struct Outcome {
     /// Everything is at the target.
     pub is_complete: bool,
-    /// The failure to show when it is not.
+    /// What to show when it is not, of all directives together.
     pub failure: Option<Failure>,
     /// What is missing, in words.
     pub reasons: Vec<String>,
     /// What can help; where several errors came, against the one that is most easily helped.
     pub cure: Cure,
+    /// By directive: what it lacks, if anything.
+    pub shortfalls: Vec<Option<Shortfall>>,
 }
 
-/// Figures over all entries.
+/// Why a directive is not complete.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shortfall {
+    /// The failure to show.
+    pub failure: Failure,
+    /// What can help; where several errors came, against the one that is most easily helped.
+    pub cure: Cure,
+}
+
+impl Outcome {
+    /// What to show for the directives that `counts` is true of: the failure that tells most, and of all of theirs the cure that helps most.
+    /// `None` when nothing of theirs is missing.
+    pub fn shortfall(&self, counts: impl Fn(usize) -> bool) -> Option<Shortfall> {
+        let chosen = self.shortfalls.iter().enumerate().filter(|(index, _)| counts(*index));
+        let short: Vec<&Shortfall> = chosen.filter_map(|(_, short)| short.as_ref()).collect();
+        let telling = short.iter().min_by_key(|short| rank(short.failure.code))?;
+        let cure = short.iter().map(|short| short.cure).max().unwrap_or(telling.cure);
+        Some(Shortfall { failure: telling.failure.clone(), cure })
+    }
+}
+
+/// Of several failures the first by this is shown: what somebody can do something about, then what is known best.
+fn rank(code: Code) -> u8 {
+    match code {
+        Code::DrainNoSpace | Code::StageInNoSpace => 0,
+        Code::DrainFailed | Code::StageInFailed => 1,
+        Code::JobEndUnknown => 2,
+        Code::OutputMissing => 3,
+        _ => 4,
+    }
+}
+
+/// Figures over all entries of a directive, or of all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) directories: u64,
@@ -62,6 +96,21 @@ pub(crate) struct Totals {
     pub(crate) not_kept: [u64; NOT_KEPT_WORDS.len()],
 }
 
+impl Totals {
+    fn add(&mut self, other: &Totals) {
+        self.directories += other.directories;
+        self.copied += other.copied;
+        self.unchanged += other.unchanged;
+        self.failed += other.failed;
+        self.not_attempted += other.not_attempted;
+        self.not_asked += other.not_asked;
+        self.bytes_copied += other.bytes_copied;
+        self.bytes_unchanged += other.bytes_unchanged;
+        self.bytes_missing += other.bytes_missing;
+        self.not_kept.iter_mut().zip(other.not_kept).for_each(|(count, more)| *count += more);
+    }
+}
+
 pub(crate) const NOT_KEPT_WORDS: [&str; 6] = ["mode", "times", "owner", "acl", "xattr", "hardlinks"];
 
 /// One job's accounts: what was announced must have come.
@@ -69,10 +118,18 @@ pub(crate) const NOT_KEPT_WORDS: [&str; 6] = ["mode", "times", "owner", "acl", "
 pub(crate) struct Tally {
     pub(crate) is_started: bool,
     pub(crate) not_started: Option<NotStarted>,
+    pub(crate) totals: Totals,
     /// Entries that are not at the target.
     missing: u64,
+    first_failure: Option<String>,
+    /// Against the error that is most easily helped; `None` without one.
+    cure: Option<Cure>,
+    /// The errno of the first that found no room.
+    no_room: Option<i32>,
     pub(crate) publication: Option<Publication>,
     pub(crate) is_published: bool,
+    /// It is whole, and did not get its name.
+    is_unpublished: bool,
     announced: u64,
     recorded: u64,
     announced_dirs: u64,
@@ -118,11 +175,6 @@ pub(crate) struct Inner {
     /// Bodies with their length behind, to be read from the end.
     directories: Spill,
     pub(crate) tallies: Vec<Tally>,
-    pub(crate) totals: Totals,
-    first_failure: Option<String>,
-    cure: Cure,
-    /// The directive and the errno of the first that found no room.
-    no_room: Option<(u16, i32)>,
     problem: Option<String>,
     pub(crate) reasons: Vec<String>,
     pub(crate) is_complete: bool,
@@ -153,10 +205,6 @@ impl Ledger {
             entries: Spill::create(stage_dir.join(format!("{name}.records")))?,
             directories: Spill::create(stage_dir.join(format!("{name}.directories")))?,
             tallies: vec![Tally::default(); jobs.len()],
-            totals: Totals::default(),
-            first_failure: None,
-            cure: Cure::None,
-            no_room: None,
             problem: None,
             reasons: Vec::new(),
             is_complete: false,
@@ -168,8 +216,9 @@ impl Ledger {
         self.direction == Direction::Out && publish::is_marked(&self.stage_dir, job)
     }
 
-    /// Gives every directory its name that is to appear at once and is there as a whole.
-    fn publish(&self, inner: &mut Inner) {
+    /// Gives every directory its name that is to appear at once and is there as a whole. What could not be published, in words.
+    fn publish(&self, inner: &mut Inner) -> Vec<String> {
+        let mut failed = Vec::new();
         for (job, tally) in (0_u16..).zip(&mut inner.tallies) {
             let Some(publication) = tally.publication.clone().filter(|_| tally.is_whole()) else { continue };
             match publish::publish(&publication, self.job_id) {
@@ -184,12 +233,14 @@ impl Ledger {
                 }
                 Err(error) => {
                     let words = format!("{}: {error}", publication.at.escape_ascii());
-                    inner.cure = inner.cure.max(Cure::of(error.errno().map(|errno| errno.0)));
-                    inner.first_failure.get_or_insert_with(|| words.clone());
-                    inner.reasons.push(words);
+                    tally.cure = tally.cure.max(Some(Cure::of(error.errno().map(|errno| errno.0))));
+                    tally.first_failure.get_or_insert_with(|| words.clone());
+                    tally.is_unpublished = true;
+                    failed.push(words);
                 }
             }
         }
+        failed
     }
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -237,14 +288,24 @@ impl Ledger {
         if finished.is_err() {
             inner.problem("setting the directories' attributes failed".to_owned());
         }
-        inner.reasons = problems.to_vec();
-        inner.close(&self.jobs);
-        if problems.is_empty() && inner.problem.is_none() {
-            self.publish(&mut inner);
+        let mut of_all = problems.to_vec();
+        of_all.extend(inner.problem.clone());
+        let unpublished = if of_all.is_empty() { self.publish(&mut inner) } else { Vec::new() };
+        let shortfalls = inner.tallies.iter().zip(&self.jobs).map(|(tally, job)| {
+            let of_it = tally.reasons(job);
+            let is_short = !(of_all.is_empty() && of_it.is_empty()) || tally.is_unpublished;
+            let reasons = || [of_all.as_slice(), &of_it].concat();
+            is_short.then(|| tally.shortfall(self.direction, job, &reasons(), &space))
+        });
+        let shortfalls = shortfalls.collect();
+        inner.close(of_all, unpublished, &self.jobs);
+        let (failure, cure) = (None, Cure::None);
+        let outcome =
+            Outcome { is_complete: inner.is_complete, failure, reasons: inner.reasons.clone(), cure, shortfalls };
+        match outcome.shortfall(|_| true) {
+            Some(Shortfall { failure, cure }) => Outcome { failure: Some(failure), cure, ..outcome },
+            None => outcome,
         }
-        inner.is_complete = inner.reasons.is_empty();
-        let failure = (!inner.is_complete).then(|| inner.failure(self.direction, &self.jobs, &space));
-        Outcome { is_complete: inner.is_complete, failure, reasons: inner.reasons.clone(), cure: inner.cure }
     }
 
     async fn finish_directories(&self, tree: &dyn InstanceTree) {
@@ -277,7 +338,9 @@ impl Ledger {
         };
         let is_plain = state == EntryState::Copied && not_kept == Kept::default();
         let mut inner = self.inner();
-        inner.totals.directories += 1;
+        if let Some(tally) = inner.tallies.get_mut(usize::from(directory.job)) {
+            tally.totals.directories += 1;
+        }
         if is_plain {
             return;
         }
@@ -375,7 +438,7 @@ impl Inner {
             }
             Record::NotStarted { is_source_missing, reason, errno, .. } => {
                 tally.not_started = Some(NotStarted { is_source_missing: *is_source_missing, reason: reason.clone() });
-                self.note_errno(job, *errno);
+                tally.note_errno(*errno);
             }
             Record::Announced { entries, dirs, .. } => {
                 tally.announced += entries;
@@ -395,7 +458,7 @@ impl Inner {
                 let is_there = |entry: &&EntryRecord| matches!(entry.state, EntryState::Copied | EntryState::Unchanged);
                 tally.missing += (entries.len() - entries.iter().filter(is_there).count()) as u64;
                 for entry in entries {
-                    self.count(job, source_dir, entry);
+                    tally.count(source_dir, entry);
                 }
                 let written = self.entries.file.write_all(&frame_bytes(body));
                 self.check(written);
@@ -409,17 +472,52 @@ impl Inner {
         }
     }
 
-    fn note_errno(&mut self, job: u16, errno: Option<i32>) {
+    fn read_directories(&mut self) -> io::Result<Backwards> {
+        self.directories.file.flush()?;
+        let mut file = File::open(&self.directories.path)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        Ok(Backwards { file, end })
+    }
+
+    /// Over all directives.
+    pub(crate) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.tallies.iter().for_each(|tally| totals.add(&tally.totals));
+        totals
+    }
+
+    /// Writes down everything that keeps the result from being complete: `of_all` concerns no one directive.
+    fn close(&mut self, of_all: Vec<String>, unpublished: Vec<String>, jobs: &[StageJob]) {
+        let mut reasons = of_all;
+        for (tally, job) in self.tallies.iter().zip(jobs) {
+            reasons.extend(tally.gaps(job));
+        }
+        reasons.extend(not_done(&self.totals()));
+        reasons.extend(unpublished);
+        self.is_complete = reasons.is_empty();
+        self.reasons = reasons;
+    }
+}
+
+/// What entries keep a result from being complete.
+fn not_done(totals: &Totals) -> Vec<String> {
+    let counted = [(totals.failed, "failed"), (totals.not_attempted, "were not attempted")];
+    let counted = counted.into_iter().filter(|(count, _)| *count > 0);
+    counted.map(|(count, what)| format!("{count} entries {what}")).collect()
+}
+
+impl Tally {
+    fn note_errno(&mut self, errno: Option<i32>) {
         let cure = Cure::of(errno);
-        self.cure = self.cure.max(cure);
+        self.cure = self.cure.max(Some(cure));
         if let (Cure::MakeRoom, Some(errno)) = (cure, errno) {
-            self.no_room.get_or_insert((job, errno));
+            self.no_room.get_or_insert(errno);
         }
     }
 
-    fn count(&mut self, job: u16, source_dir: &[u8], entry: &EntryRecord) {
+    fn count(&mut self, source_dir: &[u8], entry: &EntryRecord) {
         if let EntryState::Failed { errno, .. } = &entry.state {
-            self.note_errno(job, *errno);
+            self.note_errno(*errno);
         }
         let totals = &mut self.totals;
         let is_file = u64::from(entry.kind != EntryKind::Directory);
@@ -451,101 +549,84 @@ impl Inner {
         }
     }
 
-    fn read_directories(&mut self) -> io::Result<Backwards> {
-        self.directories.file.flush()?;
-        let mut file = File::open(&self.directories.path)?;
-        let end = file.seek(SeekFrom::End(0))?;
-        Ok(Backwards { file, end })
+    /// What of the directive was not begun, or got lost.
+    fn gaps(&self, job: &StageJob) -> Vec<String> {
+        let source = job.source.escape_ascii();
+        let mut gaps = Vec::new();
+        if let Some(not_started) = &self.not_started {
+            gaps.push(format!("{source}: {}", not_started.reason));
+        } else if !self.is_started {
+            gaps.push(format!("{source}: not begun"));
+        }
+        if self.announced_dirs != self.listed {
+            gaps.push(format!("{source}: {} of {} directories listed", self.listed, self.announced_dirs));
+        }
+        if self.announced != self.recorded {
+            gaps.push(format!("{source}: {} of {} entries accounted for", self.recorded, self.announced));
+        }
+        gaps
     }
 
-    /// Writes down everything that keeps the result from being complete.
-    fn close(&mut self, jobs: &[StageJob]) {
-        let mut reasons = std::mem::take(&mut self.reasons);
-        reasons.extend(self.problem.clone());
-        for (tally, job) in self.tallies.iter().zip(jobs) {
-            let source = job.source.escape_ascii();
-            if job.waits_for().is_some() {
-                // Slurm may say it yet.
-                self.cure = self.cure.max(Cure::Wait);
-            }
-            if let Some(not_started) = &tally.not_started {
-                reasons.push(format!("{source}: {}", not_started.reason));
-            } else if !tally.is_started {
-                reasons.push(format!("{source}: not begun"));
-            }
-            if tally.announced_dirs != tally.listed {
-                reasons.push(format!("{source}: {} of {} directories listed", tally.listed, tally.announced_dirs));
-            }
-            if tally.announced != tally.recorded {
-                reasons.push(format!("{source}: {} of {} entries accounted for", tally.recorded, tally.announced));
-            }
-        }
-        if self.totals.failed > 0 {
-            reasons.push(format!("{} entries failed", self.totals.failed));
-        }
-        if self.totals.not_attempted > 0 {
-            reasons.push(format!("{} entries were not attempted", self.totals.not_attempted));
-        }
-        self.reasons = reasons;
+    /// Everything that keeps the directive from being complete.
+    fn reasons(&self, job: &StageJob) -> Vec<String> {
+        [self.gaps(job), not_done(&self.totals)].concat()
     }
 
-    fn failure(&self, direction: Direction, jobs: &[StageJob], space: &str) -> Failure {
+    /// What the directive, which is not complete, lacks; `reasons` are why.
+    fn shortfall(&self, direction: Direction, job: &StageJob, reasons: &[String], space: &str) -> Shortfall {
         let failed = self.totals.failed + self.totals.not_attempted;
-        let first = match (&self.first_failure, self.reasons.first()) {
-            (Some(first), _) => first.clone(),
-            (None, Some(reason)) => reason.clone(),
-            (None, None) => String::new(),
-        };
+        let first = self.first_failure.as_ref().or(reasons.first()).cloned().unwrap_or_default();
         let more = if failed > 1 { format!(" ({failed} entries in all)") } else { String::new() };
-        if direction == Direction::In {
-            if self.no_room.is_some() {
-                let copied = self.totals.bytes_copied;
-                let message = format!(
-                    "stage_in: no space left in the instance{space}, after {copied} bytes were copied, at {first}{more}; ask \
-                     for more with capacity="
-                );
-                return Failure::new(Code::StageInNoSpace, message);
-            }
+        let failure = match direction {
+            Direction::In => self.failure_in(&first, &more, space),
+            Direction::Out => self.failure_out(job, &first, &more, reasons),
+        };
+        // Slurm may yet say what is waited for.
+        let waiting = job.waits_for().map(|_| Cure::Wait);
+        Shortfall { failure, cure: self.cure.max(waiting).unwrap_or(Cure::None) }
+    }
+
+    fn failure_in(&self, first: &str, more: &str, space: &str) -> Failure {
+        if self.no_room.is_none() {
             return Failure::new(Code::StageInFailed, format!("stage_in: {first}{more}"));
         }
-        if let Some((job, errno)) = self.no_room {
-            return self.no_room_at(jobs.get(usize::from(job)), errno);
+        let copied = self.totals.bytes_copied;
+        let message = format!(
+            "stage_in: no space left in the instance{space}, after {copied} bytes were copied, at {first}{more}; ask for more with \
+             capacity="
+        );
+        Failure::new(Code::StageInNoSpace, message)
+    }
+
+    fn failure_out(&self, job: &StageJob, first: &str, more: &str, reasons: &[String]) -> Failure {
+        let source = job.source.escape_ascii();
+        if let Some(errno) = self.no_room {
+            return self.no_room_at(job, errno);
         }
-        if self.totals.failed > 0 {
+        if self.totals.failed > 0 || self.is_unpublished {
             return Failure::new(Code::DrainFailed, format!("stage_out: {first}{more}"));
         }
-        if let Some((job, on)) = jobs.iter().find_map(|job| Some((job, job.waits_for()?))) {
-            let source = job.source.escape_ascii();
+        if let Some(on) = job.waits_for() {
             let message =
                 format!("stage_out: Slurm does not say how the job ended, and {source} is drained only after {on}");
             return Failure::new(Code::JobEndUnknown, message);
         }
-        let missing = self
-            .tallies
-            .iter()
-            .zip(jobs)
-            .find(|(tally, _)| tally.not_started.as_ref().is_some_and(|not_started| not_started.is_source_missing));
-        match missing {
-            Some((_, job)) => {
-                let message = format!("stage_out: {} is not there", job.source.escape_ascii());
-                Failure::new(Code::OutputMissing, message)
+        match &self.not_started {
+            Some(NotStarted { is_source_missing: true, .. }) => {
+                Failure::new(Code::OutputMissing, format!("stage_out: {source} is not there"))
             }
-            None if self.tallies.iter().any(|tally| tally.not_started.is_some()) => {
-                Failure::new(Code::DrainFailed, format!("stage_out: {first}"))
-            }
-            None => Failure::new(Code::DrainIncomplete, format!("stage_out: {}", self.reasons.join("; "))),
+            Some(_) => Failure::new(Code::DrainFailed, format!("stage_out: {first}")),
+            None => Failure::new(Code::DrainIncomplete, format!("stage_out: {}", reasons.join("; "))),
         }
     }
-}
 
-impl Inner {
     /// A drain that found no room.
-    fn no_room_at(&self, job: Option<&StageJob>, errno: i32) -> Failure {
+    fn no_room_at(&self, job: &StageJob, errno: i32) -> Failure {
         let what = if errno == Errno::EDQUOT.raw() { "quota exceeded" } else { "no space left" };
-        let place = job.map_or_else(String::new, |job| format!(" on {}", job.destination.escape_ascii()));
+        let place = job.destination.escape_ascii();
         let done = self.totals.bytes_copied + self.totals.bytes_unchanged;
         let (done, all) = (amount(done), amount(done + self.totals.bytes_missing));
-        Failure::new(Code::DrainNoSpace, format!("stage_out: {what}{place} after {done} of {all}"))
+        Failure::new(Code::DrainNoSpace, format!("stage_out: {what} on {place} after {done} of {all}"))
     }
 }
 

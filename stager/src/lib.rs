@@ -70,7 +70,7 @@ pub use drained::DrainedFiles;
 pub use engine::{Cancel, Config, Engine, EngineError, RetryPolicy, seed, seed_round};
 pub use error::{Cure, EntryError, OsError};
 pub use job::{AtEnd, Atomic, Preserve, SourceType, StageJob, Update, Verify};
-pub use ledger::{Ledger, LedgerError, Outcome};
+pub use ledger::{Ledger, LedgerError, Outcome, Shortfall};
 pub use progress::Progress;
 pub use queue::{QueueLost, WorkQueue};
 pub use receipt::{Header, ReceiptError, receipt_path, report_path};

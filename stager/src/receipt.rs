@@ -122,7 +122,7 @@ impl Ledger {
     fn write_json(&self, header: &Header, out: &mut dyn Write) -> io::Result<()> {
         let (jobs, totals, reasons) = {
             let inner = self.inner();
-            (self.job_lines(&inner), inner.totals, inner.reasons.clone())
+            (self.job_lines(&inner), inner.totals(), inner.reasons.clone())
         };
         writeln!(out, "{{\n\"version\": 1,")?;
         member(out, "instance", &header.instance)?;
@@ -168,7 +168,7 @@ impl Ledger {
     fn write_report(&self, header: &Header, out: &mut dyn Write) -> io::Result<()> {
         let (jobs, totals, reasons) = {
             let inner = self.inner();
-            (self.job_lines(&inner), inner.totals, inner.reasons.clone())
+            (self.job_lines(&inner), inner.totals(), inner.reasons.clone())
         };
         writeln!(
             out,

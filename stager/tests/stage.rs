@@ -180,6 +180,28 @@ fn special_files_are_refused_by_name() {
 }
 
 #[test]
+fn each_directive_lacks_what_it_lacks() {
+    let place = Place::new();
+    let (instance, target) = (place.path("instance"), place.path("target"));
+    for name in ["good", "bad"] {
+        fs::create_dir(instance.join(name)).unwrap();
+        fs::write(instance.join(name).join("a"), "x").unwrap();
+    }
+    rustix::fs::mkfifoat(rustix::fs::CWD, instance.join("bad/pipe"), rustix::fs::Mode::RWXU).unwrap();
+    let sources = ["/good/", "/bad/", "/gone/"];
+    let jobs = sources.map(|source| out(source, &target.join(source.trim_matches('/')))).to_vec();
+    let ran = drain(&place, 2, 1, jobs, Arc::new(LocalTree::new(&instance, 2)));
+    let code = |counts: fn(usize) -> bool| ran.outcome.shortfall(counts).map(|short| short.failure.code);
+    assert_eq!(code(|index| index == 0), None);
+    assert_eq!(code(|index| index == 1), Some(Code::DrainFailed));
+    assert_eq!(code(|index| index == 2), Some(Code::OutputMissing));
+    assert_eq!(code(|index| index != 1), Some(Code::OutputMissing));
+    assert_eq!(code(|_| true), Some(Code::DrainFailed), "that which tells most");
+    assert!(!ran.outcome.is_complete);
+    assert_eq!(ran.receipt(&place.path("job"))["summary"]["files"], 2, "over all directives");
+}
+
+#[test]
 fn missing_sources_have_their_codes() {
     let place = Place::new();
     let tree = Arc::new(LocalTree::new(&place.path("instance"), 1));
