@@ -34,8 +34,14 @@ struct Outcome {
 #[derive(Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 enum Verdict {
-    Ready { environment: BTreeMap<String, String> },
-    Failed { failure: Failure },
+    Ready {
+        environment: BTreeMap<String, String>,
+        #[serde(default)]
+        warning: Option<Failure>,
+    },
+    Failed {
+        failure: Failure,
+    },
 }
 
 /// Removes from the job's environment what an `sbatch` within the job would take for options of its own; whether the
@@ -54,7 +60,11 @@ pub(crate) struct Stopped;
 /// not at all. `is_requested` is what this step knows; a step within a batch script knows nothing.
 pub(crate) fn admit(host: &dyn Host, config: &Path, is_requested: bool) -> Result<(), Stopped> {
     match environment(host, config, is_requested) {
-        Ok(environment) => {
+        Ok((environment, warning)) => {
+            // Once: not in each step of a batch script.
+            if let Some(warning) = warning.filter(|_| is_requested) {
+                host.tell(&format!("burstfs: warning: {warning}"));
+            }
             for (name, value) in environment.iter().filter(|(name, _)| may_be_set(name)) {
                 host.set_job_variable(name, value);
             }
@@ -72,19 +82,22 @@ fn may_be_set(name: &str) -> bool {
     name.starts_with("BURSTFS") || FOREIGN_VARIABLES.contains(&name)
 }
 
-fn environment(host: &dyn Host, config: &Path, is_requested: bool) -> Result<BTreeMap<String, String>, Failure> {
+/// What the task finds in its environment, and what it is told.
+type Welcome = (BTreeMap<String, String>, Option<Failure>);
+
+fn environment(host: &dyn Host, config: &Path, is_requested: bool) -> Result<Welcome, Failure> {
     let config = match SiteConfig::load(config) {
         Ok(config) => config,
         // A job that never heard of burstfs does not suffer from a broken configuration.
-        Err(_) if !is_requested => return Ok(BTreeMap::new()),
+        Err(_) if !is_requested => return Ok(Welcome::default()),
         Err(error) => return Err(error.failure()),
     };
     let Some(instance) = find_instance(host, &config.run_dir) else {
-        return if is_requested { Err(why_not_started()) } else { Ok(BTreeMap::new()) };
+        return if is_requested { Err(why_not_started()) } else { Ok(Welcome::default()) };
     };
     let outcome = read_outcome(&config.run_dir.join(instance.to_string()));
     match outcome.map_err(|why| Failure::new(Code::DaemonFailed, format!("{instance} on this node: {why}")))? {
-        Verdict::Ready { environment } => Ok(environment),
+        Verdict::Ready { environment, warning } => Ok((environment, warning)),
         Verdict::Failed { failure } => Err(failure),
     }
 }
@@ -201,6 +214,19 @@ mod tests {
             assert_eq!(job.get("BURSTFS").map(String::as_str), Some("/burstfs/vc.42.0"));
             assert_eq!(job.keys().collect::<Vec<_>>(), ["BURSTFS", "TMPDIR"]);
         }
+    }
+
+    #[test]
+    fn what_is_to_be_told_is_told_to_the_batch_script_only() {
+        let node = Node::new();
+        let warning = r#"{"code":"E207","message":"stage_in: /in/a: Permission denied"}"#;
+        let text =
+            format!(r#"{{"version":1,"instance":"vc.42.0","state":"ready","environment":{{}},"warning":{warning}}}"#);
+        node.outcome("vc.42.0", &text);
+        let (result, host) = node.admit(None, true);
+        assert_eq!(result, Ok(()));
+        assert_eq!(host.text(), "burstfs: warning: E207: stage_in: /in/a: Permission denied");
+        assert_eq!(node.admit(None, false).1.text(), "");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a `stage_in` or `stage_out` directive asks for, as the stager sees it: variables replaced, paths absolute.
 
 use burstfs_proto::stage::Direction;
-use burstfs_spec::{DrainOn, DrainWhen, Filters, Glob, SpecError, StageOut};
+use burstfs_spec::{DrainOn, DrainOnError, DrainWhen, Filters, Glob, SpecError, StageOut};
 use burstfs_types::JobEnd;
 use serde::{Deserialize, Serialize};
 
@@ -162,6 +162,8 @@ pub struct StageJob {
     pub preserve: Preserve,
     /// What the drain at the end does (drain only).
     pub at_end: AtEnd,
+    /// Its first error ends it: nothing that is not under way is copied any more (drain at the end only).
+    pub stops_at_error: bool,
     /// The job's processes are at work meanwhile (stage-in only): a file gets its name when it is whole, and what has the name
     /// already stays, since they may have made it.
     pub is_shared: bool,
@@ -184,6 +186,7 @@ impl StageJob {
             atomic: Atomic::default(),
             preserve: Preserve::ALL,
             at_end: AtEnd::default(),
+            stops_at_error: false,
             is_shared: false,
         }
     }
@@ -295,6 +298,7 @@ impl TryFrom<&burstfs_spec::StageIn> for StageJob {
             atomic: Atomic::None,
             preserve: directive.preserve.into(),
             at_end: AtEnd::default(),
+            stops_at_error: false,
             is_shared: directive.when == burstfs_spec::StageInWhen::Async,
         })
     }
@@ -319,6 +323,7 @@ impl TryFrom<&StageOut> for StageJob {
             atomic: directive.atomic.into(),
             preserve: directive.preserve.into(),
             at_end: AtEnd::of(directive, None),
+            stops_at_error: directive.on_error == DrainOnError::Fail,
             is_shared: false,
         })
     }

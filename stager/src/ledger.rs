@@ -130,6 +130,8 @@ pub(crate) struct Tally {
     pub(crate) is_published: bool,
     /// It is whole, and did not get its name.
     is_unpublished: bool,
+    /// Its first error ends it.
+    stops_at_error: bool,
     announced: u64,
     recorded: u64,
     announced_dirs: u64,
@@ -137,6 +139,15 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    fn of(job: &StageJob) -> Tally {
+        Tally { stops_at_error: job.stops_at_error, ..Tally::default() }
+    }
+
+    /// Whether an error has ended the directive.
+    fn has_stopped(&self) -> bool {
+        self.stops_at_error && self.totals.failed > 0
+    }
+
     /// Whether all that was found is at the target.
     fn is_whole(&self) -> bool {
         self.is_started && self.missing == 0 && (self.announced, self.announced_dirs) == (self.recorded, self.listed)
@@ -175,6 +186,8 @@ pub(crate) struct Inner {
     /// Bodies with their length behind, to be read from the end.
     directories: Spill,
     pub(crate) tallies: Vec<Tally>,
+    /// A directive has been ended by an error, and nobody knows yet.
+    has_new_stop: bool,
     problem: Option<String>,
     pub(crate) reasons: Vec<String>,
     pub(crate) is_complete: bool,
@@ -204,7 +217,8 @@ impl Ledger {
         let inner = Inner {
             entries: Spill::create(stage_dir.join(format!("{name}.records")))?,
             directories: Spill::create(stage_dir.join(format!("{name}.directories")))?,
-            tallies: vec![Tally::default(); jobs.len()],
+            tallies: jobs.iter().map(Tally::of).collect(),
+            has_new_stop: false,
             problem: None,
             reasons: Vec::new(),
             is_complete: false,
@@ -256,6 +270,18 @@ impl Ledger {
                 Err(error) => inner.problem(format!("a record cannot be read: {error}")),
             }
         }
+    }
+
+    /// Whether a directive has been ended by an error since this was asked last: work that waits may be withdrawn then.
+    pub fn take_stop(&self) -> bool {
+        std::mem::take(&mut self.inner().has_new_stop)
+    }
+
+    /// Whether an item is of a directive that an error has ended.
+    pub fn has_stopped(&self, item: &Item) -> bool {
+        let inner = self.inner();
+        let is_of = |work: Work| inner.tallies.get(usize::from(work.job)).is_some_and(Tally::has_stopped);
+        inner.tallies.iter().any(Tally::has_stopped) && item::decode::<Work>(&item.body).is_ok_and(is_of)
     }
 
     /// Takes note of work that nobody will do, for instance because its node was lost.
@@ -457,9 +483,11 @@ impl Inner {
                 tally.recorded += entries.len() as u64;
                 let is_there = |entry: &&EntryRecord| matches!(entry.state, EntryState::Copied | EntryState::Unchanged);
                 tally.missing += (entries.len() - entries.iter().filter(is_there).count()) as u64;
+                let had_stopped = tally.has_stopped();
                 for entry in entries {
                     tally.count(source_dir, entry);
                 }
+                self.has_new_stop |= !had_stopped && tally.has_stopped();
                 let written = self.entries.file.write_all(&frame_bytes(body));
                 self.check(written);
             }
@@ -683,4 +711,43 @@ pub(crate) fn given_up(work: &Work, reason: &str) -> Done {
         }
     };
     Done { items: Vec::new(), records }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(dir: &Path, stops_at_error: &[bool]) -> Ledger {
+        let job = |stops: &bool| StageJob { stops_at_error: *stops, ..StageJob::new(Direction::Out, "/out/", "/t") };
+        Ledger::create(dir, Direction::Out, stops_at_error.iter().map(job).collect(), 42).unwrap()
+    }
+
+    fn entries(job: u16, errno: Option<i32>) -> Vec<u8> {
+        let state = match errno {
+            Some(errno) => EntryState::Failed { reason: "no".to_owned(), errno: Some(errno) },
+            None => EntryState::Copied,
+        };
+        let entries =
+            vec![EntryRecord { name: b"f".to_vec(), kind: EntryKind::File, ..EntryRecord::of_directory(state) }];
+        item::encode(&Record::Entries { job, source_dir: b"/out".to_vec(), target_dir: b"/t".to_vec(), entries })
+    }
+
+    fn of(job: u16) -> Item {
+        let work = Work { job, attempt: 1, step: Step::Start { is_published: false } };
+        Item { place: None, body: item::encode(&work) }
+    }
+
+    #[test]
+    fn the_first_error_ends_a_directive_that_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(dir.path(), &[false, true, true]);
+        ledger.accept(&[entries(0, Some(5)), entries(1, None)]);
+        assert!(!ledger.take_stop() && !(0..3).any(|job| ledger.has_stopped(&of(job))));
+        ledger.accept(&[entries(1, Some(5))]);
+        assert!(ledger.take_stop() && !ledger.take_stop(), "said once");
+        assert_eq!([0, 1, 2].map(|job| ledger.has_stopped(&of(job))), [false, true, false]);
+        ledger.accept(&[entries(1, Some(5))]);
+        assert!(!ledger.take_stop());
+        assert!(!ledger.has_stopped(&Item { place: None, body: b"?".to_vec() }));
+    }
 }

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use burstfs_proto::stage::Direction;
 use burstfs_types::{JobEnd, Timestamp};
 use serde::Serialize;
 use thiserror::Error;
@@ -97,6 +98,13 @@ impl Ledger {
         Ok(receipt)
     }
 
+    /// Writes what has become of a stage-in into a directory; the file's path. Call it after [`Ledger::finish`].
+    pub fn write_stage_in_report(&self, header: &Header, into: &Path) -> Result<PathBuf, ReceiptError> {
+        let report = into.join(format!("burstfs-{}.stage-in.txt", header.job_id));
+        publish(&report, |out| self.write_report(header, out))?;
+        Ok(report)
+    }
+
     fn result(&self) -> &'static str {
         if self.inner().is_complete { "COMPLETE" } else { "INCOMPLETE" }
     }
@@ -170,11 +178,12 @@ impl Ledger {
             let inner = self.inner();
             (self.job_lines(&inner), inner.totals(), inner.reasons.clone())
         };
-        writeln!(
-            out,
-            "burstfs: drain of job {} ({}), {} to {}",
-            header.job_id, header.instance, header.began, header.ended
-        )?;
+        let what = match self.direction {
+            Direction::In => "stage-in",
+            Direction::Out => "drain",
+        };
+        let Header { job_id, instance, began, ended, .. } = header;
+        writeln!(out, "burstfs: {what} of job {job_id} ({instance}), {began} to {ended}")?;
         for job in jobs {
             let reason = job.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             writeln!(out, "  {} -> {}: {}{reason}", job.source, job.destination, job.state)?;

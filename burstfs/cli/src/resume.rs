@@ -122,6 +122,10 @@ async fn follow(
                         line.end();
                         return Err(Ending::new(Exit::Partial, status.reason));
                     }
+                    State::Drained if status.dropped.is_some() => {
+                        line.end();
+                        return Err(Ending::new(Exit::Partial, status.reason));
+                    }
                     State::Drained => {
                         line.end();
                         return complete(job, &receipt);

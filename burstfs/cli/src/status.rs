@@ -153,6 +153,7 @@ fn as_noted(note: Note, host: &str) -> Option<InstanceStatus> {
         receipt: note.receipt,
         kept_until: note.kept_until,
         attempts: 0,
+        dropped: None,
         reason: format!("{host} does not answer; {}", note.reason),
     })
 }

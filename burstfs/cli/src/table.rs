@@ -229,6 +229,7 @@ pub(crate) mod tests {
             receipt: String::new(),
             kept_until: None,
             attempts: 0,
+            dropped: None,
             reason: String::new(),
         }
     }

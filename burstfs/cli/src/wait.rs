@@ -163,6 +163,8 @@ fn drained(status: &InstanceStatus, bar: &mut Bar) -> Option<Result<(), Ending>>
             bar.show(&status.stage_out);
             None
         }
+        // What could not be drained, and is not kept.
+        State::Drained if status.dropped.is_some() => Some(Err(Ending::new(Exit::Partial, &status.reason))),
         State::Drained => Some(Ok(())),
         State::Held => Some(Err(Ending::new(Exit::Partial, &status.reason))),
         State::Failed => Some(Err(Ending::new(Exit::Failure, &status.reason))),

@@ -85,6 +85,18 @@ pub(crate) async fn notify(description: &InstanceDescription, line: &str) {
     }
 }
 
+/// Has the job go back into the queue, held; the error is Slurm's, for instance of a job that cannot be requeued.
+pub(crate) async fn requeue_held(description: &InstanceDescription) -> Result<(), String> {
+    let mut command = scontrol(description.slurm_conf.as_deref());
+    command.args(["requeuehold", &description.instance.job_id().to_string()]);
+    match tokio::time::timeout(PATIENCE, command.output()).await {
+        Err(_) => Err("slurmctld does not answer".to_owned()),
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
+        Ok(Err(error)) => Err(error.to_string()),
+    }
+}
+
 /// What paths of a request may need to know of the job.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Names {

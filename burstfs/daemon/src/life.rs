@@ -34,7 +34,7 @@ use burstfs_proto::mgs::{
 use burstfs_proto::oss::{OssReply, OssRequest, Statfs};
 use burstfs_proto::service::{NoBulk, ObjectService};
 use burstfs_proto::stage::Direction;
-use burstfs_spec::{Compat, Create, Tmpdir};
+use burstfs_spec::{Compat, Create, StageInOnError, Tmpdir};
 use burstfs_stager::{Cancel, Cure};
 use burstfs_types::{Code, Failure, JobEnd, NodeIndex};
 use tokio::sync::mpsc;
@@ -187,6 +187,8 @@ pub(crate) struct Life {
     rounds: OnceLock<Follower>,
     /// The deadline that the job is told.
     drain_deadline: OnceLock<u64>,
+    /// Set when the job starts without all of its input.
+    is_partial: OnceLock<()>,
     /// This node's part in bringing input while the job runs; set once it is ready.
     arriving: OnceLock<Arriving>,
 }
@@ -344,6 +346,7 @@ impl Life {
             durable: OnceLock::new(),
             rounds: OnceLock::new(),
             drain_deadline: OnceLock::new(),
+            is_partial: OnceLock::new(),
             arriving: OnceLock::new(),
         })
     }
@@ -367,9 +370,8 @@ impl Life {
                     return Err(moved.err().unwrap_or_else(|| Failure::new(Code::DaemonFailed, message)));
                 }
             };
-            if let Some(Conclusion { outcome, .. }) = staged.filter(|staged| !staged.outcome.is_complete) {
-                let failure = outcome.failure.unwrap_or_else(|| incomplete(Code::StageInFailed, &outcome.reasons));
-                return Err(failure);
+            if let (Some(mgs), Some(staged)) = (seat.mgs(), staged.filter(|staged| !staged.outcome.is_complete)) {
+                mgs.set_partial(self.without_all_input(staged).await?);
             }
             self.reporter.tell().await;
         }
@@ -383,6 +385,14 @@ impl Life {
         if let Some(deadline) = passed.drain_deadline {
             self.drain_deadline.get_or_init(|| deadline);
         }
+        if let Some(failure) = passed.partial {
+            self.is_partial.get_or_init(|| ());
+            // Where the MGS is the batch script runs.
+            if directory.seat().mgs().is_some() {
+                tracing::warn!("{failure}");
+                self.supervisor.say(DaemonMessage::Warning(failure)).await;
+            }
+        }
         if let Some(arrivals) = arrivals {
             let (staging, directory) = (self.staging.clone(), directory.clone());
             let fs = &self.node.fs;
@@ -391,6 +401,37 @@ impl Life {
         }
         self.supervisor.say(DaemonMessage::State(State::Ready)).await;
         Ok(())
+    }
+
+    /// Not all input has come: what the job is told, if it starts all the same; else why it does not.
+    async fn without_all_input(&self, staged: Conclusion) -> Result<Failure, Failure> {
+        let missing = |on_error| self.staging.missing_in(&staged.outcome, on_error);
+        if let Some(failure) = missing(StageInOnError::Fail) {
+            return Err(failure);
+        }
+        if let Some(failure) = missing(StageInOnError::Hold) {
+            let (job_id, message) = (self.description.instance.job_id(), failure.message);
+            return Err(match job::requeue_held(&self.description).await {
+                Ok(()) => {
+                    let advice = format!("the job is held; put it right, then: scontrol release {job_id}");
+                    Failure::new(Code::StageInHeld, format!("{message}; {advice}"))
+                }
+                Err(why) => {
+                    Failure::new(failure.code, format!("{message}; the job fails, since it cannot be held: {why}"))
+                }
+            });
+        }
+        let reasons = staged.outcome.reasons.join("; ");
+        let failure = missing(StageInOnError::Warn).unwrap_or_else(|| Failure::new(Code::StageInFailed, reasons));
+        let staging = self.staging.clone();
+        let report = tokio::task::spawn_blocking(move || staging.write_stage_in_report(&staged)).await;
+        let report = report.unwrap_or_else(|error| Err(Failure::new(Code::Internal, error.to_string())));
+        let where_to_look = match report {
+            Ok(path) => format!("all that is missing is in {}", path.display()),
+            Err(failure) => failure.to_string(),
+        };
+        let message = format!("{}; the job starts without it, as on_error=warn says; {where_to_look}", failure.message);
+        Ok(Failure::new(failure.code, message))
     }
 
     /// Whether this is a later life of a daemon, of an instance whose job has its input already.
@@ -419,7 +460,11 @@ impl Life {
 
     /// Whether the input is there when the script starts.
     fn input(&self) -> &'static str {
-        if self.staging.arriving().is_empty() { "complete" } else { "async" }
+        match (self.is_partial.get(), self.staging.arriving().is_empty()) {
+            (Some(()), _) => "partial",
+            (None, true) => "complete",
+            (None, false) => "async",
+        }
     }
 
     /// From ready to the end.
@@ -487,7 +532,8 @@ impl Life {
         };
         self.farewell().await;
         match ended.conclusion {
-            Some(MgsConclusion::Drained) => Ok(()),
+            // What is dropped the node with the MGS has said.
+            Some(MgsConclusion::Drained | MgsConclusion::Dropped(_)) => Ok(()),
             Some(MgsConclusion::Held(kept)) => Err(kept.into()),
             None => {
                 let message = "how the drain ended is not known";
@@ -516,17 +562,17 @@ impl Life {
             return Ok(None);
         }
         match (seat.mgs(), drained) {
-            (Some(mgs), Ok(())) => {
+            (Some(mgs), Ok(dropped)) => {
                 if self.outlives_job() {
                     note::take_away(&self.description).await;
                 }
-                mgs.conclude(MgsConclusion::Drained);
+                mgs.conclude(dropped.map_or(MgsConclusion::Drained, MgsConclusion::Dropped));
             }
             (Some(mgs), Err(kept)) => {
                 note::leave(&self.description, Some(kept.kept_until), kept.failure.to_string()).await;
                 mgs.conclude(MgsConclusion::Held(kept));
             }
-            (None, Ok(())) => {}
+            (None, Ok(_)) => {}
             (None, Err(kept)) => tracing::error!("{}", kept.failure),
         }
         tokio::select! {
@@ -568,9 +614,10 @@ impl Life {
         }
     }
 
-    async fn drain(&self, seat: &Seat, job_end: Option<JobEnd>) -> Result<(), Kept> {
+    /// Does this node's part of the drain. Where the MGS is: what is missing and is dropped, or kept.
+    async fn drain(&self, seat: &Seat, job_end: Option<JobEnd>) -> Result<Option<Failure>, Kept> {
         if !self.staging.has_work(Direction::Out) {
-            return Ok(());
+            return Ok(None);
         }
         if self.description.drains_alone && self.description.held.is_none() && seat.mgs().is_some() {
             note::leave(&self.description, None, "the output is drained".to_owned()).await;
@@ -579,15 +626,15 @@ impl Life {
         self.reporter.tell().await;
         let conclusion = match conclusion {
             Ok(Some(conclusion)) => conclusion,
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(None),
             Err(failure) => return Err(self.kept(failure, Cure::Wait)),
         };
-        let outcome = conclusion.outcome.clone();
-        let kept = (!outcome.is_complete).then(|| {
-            let failure = outcome.failure.unwrap_or_else(|| incomplete(Code::DrainFailed, &outcome.reasons));
-            self.kept(failure, outcome.cure)
-        });
-        let words = kept.as_ref().map(|kept| kept.failure.to_string());
+        let outcome = &conclusion.outcome;
+        let short = outcome.shortfall(|index| self.staging.keeps(index));
+        let kept = short.map(|short| self.kept(short.failure, short.cure));
+        let dropped = outcome.shortfall(|index| !self.staging.keeps(index)).map(|short| dropped(short.failure));
+        let words = kept.iter().map(|kept| &kept.failure).chain(&dropped).map(Failure::to_string);
+        let words = words.reduce(|first, second| format!("{first}; {second}"));
         let staging = self.staging.clone();
         let receipt = tokio::task::spawn_blocking(move || staging.write_receipt(&conclusion, words)).await;
         match receipt.unwrap_or_else(|error| Err(Failure::new(Code::Internal, error.to_string()))) {
@@ -595,7 +642,10 @@ impl Life {
             // The job's data is where it should be, or kept; only the word about it is missing.
             Err(failure) => tracing::error!("{failure}"),
         }
-        kept.map_or(Ok(()), Err)
+        if let Some(failure) = &dropped {
+            tracing::warn!("{failure}");
+        }
+        kept.map_or(Ok(dropped), Err)
     }
 
     /// What becomes of what could not be drained, and what its user can do.
@@ -762,6 +812,7 @@ async fn stopped(messages: &mut mpsc::Receiver<NodeMessage>) {
     }
 }
 
-fn incomplete(code: Code, reasons: &[String]) -> Failure {
-    Failure::new(code, reasons.join("; "))
+/// What is not copied, and not kept either.
+fn dropped(failure: Failure) -> Failure {
+    Failure::new(failure.code, format!("{}; it is not kept, as on_error= says", failure.message))
 }

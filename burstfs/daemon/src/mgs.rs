@@ -44,6 +44,16 @@ pub(crate) trait StageSink: Send + Sync {
     fn records(&self, direction: Direction, records: Vec<Vec<u8>>);
     /// An item whose node was given up.
     fn undoable(&self, direction: Direction, items: Vec<Item>);
+    /// Whether something has ended at an error since this was asked last.
+    fn take_stop(&self) -> bool {
+        false
+    }
+    /// Whether an item is of something that has ended at an error, and nobody is to do it any more.
+    fn has_stopped(&self, _item: &Item) -> bool {
+        false
+    }
+    /// Items that nobody does for that reason.
+    fn withdrawn(&self, _items: Vec<Item>) {}
 }
 
 /// The MGS, as node 0's daemon runs it.
@@ -75,6 +85,20 @@ struct StageQueue {
     queue: Queue,
     is_seeded: bool,
     sink: Arc<dyn StageSink>,
+}
+
+impl StageQueue {
+    /// Adds work, but for what has ended at an error, of which nothing waits any more. Returns what nobody can do.
+    fn push(&mut self, items: Vec<Item>) -> Vec<Item> {
+        let (mut withdrawn, items): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| self.sink.has_stopped(item));
+        if self.sink.take_stop() {
+            withdrawn.extend(self.queue.withdraw(|item| self.sink.has_stopped(item)));
+        }
+        if !withdrawn.is_empty() {
+            self.sink.withdrawn(withdrawn);
+        }
+        self.queue.push(items)
+    }
 }
 
 impl MgsDriver {
@@ -338,6 +362,11 @@ impl MgsDriver {
         self.change(|mgs| mgs.conclude(conclusion));
     }
 
+    /// Not all input is there with which the job starts.
+    pub(crate) fn set_partial(&self, failure: Failure) {
+        self.change(|mgs| mgs.set_partial(failure));
+    }
+
     /// How the job ended.
     pub(crate) fn set_job_end(&self, end: JobEnd) {
         self.change(|mgs| mgs.set_job_end(end));
@@ -445,9 +474,9 @@ impl MgsDriver {
             let Some(stage) = stages.queues.get_mut(&key) else { return };
             for done in finished {
                 if stage.queue.finish(done.id) {
-                    let undoable = stage.queue.push(done.items);
                     // Under the lock: whoever finds the queue empty closes the accounts.
                     stage.sink.records(direction, done.records);
+                    let undoable = stage.push(done.items);
                     stage.sink.undoable(direction, undoable);
                 }
             }
@@ -727,6 +756,60 @@ mod tests {
         assert_eq!(handing_in.await.unwrap(), Taken::Over);
     }
 
+    /// A sink to whom everything with a small body is over when it has a record.
+    #[derive(Default)]
+    struct Stopping {
+        is_news: AtomicBool,
+        has_stopped: AtomicBool,
+        withdrawn: Mutex<Vec<Vec<u8>>>,
+    }
+
+    impl StageSink for Stopping {
+        fn records(&self, _direction: Direction, _records: Vec<Vec<u8>>) {
+            self.is_news.store(!self.has_stopped.swap(true, Ordering::AcqRel), Ordering::Release);
+        }
+
+        fn undoable(&self, _direction: Direction, items: Vec<Item>) {
+            assert_eq!(items, []);
+        }
+
+        fn take_stop(&self) -> bool {
+            self.is_news.swap(false, Ordering::AcqRel)
+        }
+
+        fn has_stopped(&self, item: &Item) -> bool {
+            self.has_stopped.load(Ordering::Acquire) && item.body < vec![10]
+        }
+
+        fn withdrawn(&self, items: Vec<Item>) {
+            self.withdrawn.lock().unwrap().extend(items.into_iter().map(|item| item.body));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_at_an_error_is_done_by_nobody_and_the_rest_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mgs = driver(dir.path());
+        let sink = Arc::<Stopping>::default();
+        let item = |node: u16, body: u8| Item { place: Some(NodeIndex::new(node)), body: vec![body] };
+        mgs.seed(Direction::In, vec![item(0, 1), item(1, 2), item(1, 20)], sink.clone());
+        let Taken::Work(work) = take(&mgs, 0, 1, vec![]).await else { panic!("no work") };
+        let done = Finished { id: work[0].0, items: vec![item(1, 3)], records: vec![vec![7]] };
+        let idle = tokio::spawn({
+            let mgs = mgs.clone();
+            async move { take(&mgs, 0, 2, vec![done]).await }
+        });
+        let Taken::Work(rest) = take(&mgs, 1, 1, vec![]).await else { panic!("no work") };
+        tokio::task::yield_now().await;
+        let bodies: Vec<_> = rest.iter().map(|(_, item)| item.body[0]).collect();
+        assert!(bodies == [20] || bodies == [2, 20], "{bodies:?}");
+        let finished = rest.iter().map(|(id, _)| Finished { id: *id, items: vec![item(0, 4)], records: vec![] });
+        assert_eq!(take(&mgs, 1, 2, finished.collect()).await, Taken::Over, "4 is given to nobody");
+        assert_eq!(idle.await.unwrap(), Taken::Over);
+        let withdrawn = sink.withdrawn.lock().unwrap().clone();
+        assert!(withdrawn.contains(&vec![3]) && withdrawn.contains(&vec![4]), "{withdrawn:?}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_known_when_all_who_joined_have_failed() {
         let dir = tempfile::tempdir().unwrap();
@@ -775,6 +858,7 @@ mod tests {
                 conclusion: None,
                 drain_deadline: None,
                 job_end: None,
+                partial: None,
             })))
         );
     }

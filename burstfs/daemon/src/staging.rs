@@ -9,7 +9,7 @@ use burstfs_client::fs::{ClientFs, Credentials};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::mgs::StageFigures;
 use burstfs_proto::stage::{Direction, Item};
-use burstfs_spec::{DrainOn, JobSpec, StageInWhen, StageOut};
+use burstfs_spec::{DrainOn, DrainOnError, JobSpec, StageInOnError, StageInWhen, StageOut};
 use burstfs_stager::{
     AtEnd, Cancel, Config, DrainedFiles, Engine, Header, Ledger, Occasion, Outcome, Progress, RetryPolicy, RoundPlan,
     StageJob, not_brought, seed,
@@ -150,6 +150,18 @@ impl Staging {
     /// Whether any directive is drained, or not, by how the job ended.
     pub(crate) fn depends_on_job_end(&self) -> bool {
         self.spec.stage_out.iter().any(|stage| stage.on != DrainOn::Always)
+    }
+
+    /// Whether what the directive `index` of the drain could not copy is kept.
+    pub(crate) fn keeps(&self, index: usize) -> bool {
+        self.spec.stage_out.get(index).is_none_or(|stage| stage.on_error == DrainOnError::Hold)
+    }
+
+    /// What of the stage-in before the job's start is missing, of the directives with this `on_error`.
+    pub(crate) fn missing_in(&self, outcome: &Outcome, on_error: StageInOnError) -> Option<Failure> {
+        let before: Vec<_> = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before).collect();
+        let counts = |index: usize| before.get(index).is_none_or(|stage| stage.on_error == on_error);
+        outcome.shortfall(counts).map(|short| short.failure)
     }
 
     /// Does this node's part of the stage-in before the job's start; see [`Staging::run`].
@@ -306,9 +318,26 @@ impl Staging {
         self.description.nodes.get(usize::from(node.get())).map_or("?", String::as_str)
     }
 
+    /// Writes what has become of the input next to the job's output.
+    pub(crate) fn write_stage_in_report(&self, conclusion: &Conclusion) -> Result<PathBuf, Failure> {
+        let (header, dir) = self.header(conclusion, None);
+        conclusion.ledger.write_stage_in_report(&header, &dir).map_err(|error| {
+            Failure::new(Code::ReceiptFailed, format!("the stage-in's report cannot be written: {error}"))
+        })
+    }
+
     /// Writes receipt and report of a drain next to the job's output.
     /// `kept` says what becomes of what is missing.
     pub(crate) fn write_receipt(&self, conclusion: &Conclusion, kept: Option<String>) -> Result<PathBuf, Failure> {
+        let (header, dir) = self.header(conclusion, kept);
+        conclusion
+            .ledger
+            .write_receipt(&header, &dir)
+            .map_err(|error| Failure::new(Code::ReceiptFailed, format!("the receipt cannot be written: {error}")))
+    }
+
+    /// What a report begins with, and the directory that it goes to.
+    fn header(&self, conclusion: &Conclusion, kept: Option<String>) -> (Header, PathBuf) {
         let description = &self.description;
         let header = Header {
             instance: description.instance.to_string(),
@@ -319,11 +348,7 @@ impl Staging {
             job_end: conclusion.job_end,
             kept,
         };
-        let dir = output_dir(description.stdout.as_deref(), &description.work_dir);
-        conclusion
-            .ledger
-            .write_receipt(&header, &dir)
-            .map_err(|error| Failure::new(Code::ReceiptFailed, format!("the receipt cannot be written: {error}")))
+        (header, output_dir(description.stdout.as_deref(), &description.work_dir))
     }
 }
 
@@ -346,6 +371,7 @@ pub(crate) struct Conclusion {
     job_end: Option<JobEnd>,
 }
 
+/// What becomes of the work of a direction.
 struct Sink(Arc<Ledger>);
 
 impl StageSink for Sink {
@@ -355,6 +381,18 @@ impl StageSink for Sink {
 
     fn undoable(&self, _direction: Direction, items: Vec<Item>) {
         self.0.give_up(&items, "its node was lost");
+    }
+
+    fn take_stop(&self) -> bool {
+        self.0.take_stop()
+    }
+
+    fn has_stopped(&self, item: &Item) -> bool {
+        self.0.has_stopped(item)
+    }
+
+    fn withdrawn(&self, items: Vec<Item>) {
+        self.0.give_up(&items, "an error before it has ended the directive (on_error=fail)");
     }
 }
 

@@ -8,6 +8,7 @@
 //! supervisor                                         burstfsd
 //!   {"start": {..}}            --------------------->             once, first
 //!                              <---------------------  {"state": "starting"} {"state": "staging_in"} {"progress": {..}}
+//!                              <---------------------  {"warning": {..}}    where the job starts without all of its input
 //!                              <---------------------  {"ready": {"environment": {..}}}  or  {"failed": {..}}
 //!   "cancel"                   --------------------->             before ready: answer "failed" and end
 //!   "client_gone"              --------------------->             unmounted here: begin the end
@@ -84,6 +85,8 @@ pub enum DaemonMessage {
         /// What the job finds in its environment.
         environment: BTreeMap<String, String>,
     },
+    /// The job is to be told this when it starts: said before `Ready`, on one node.
+    Warning(Failure),
     /// It cannot go on.
     Failed(Failure),
     /// Counters, from time to time while it stages or waits.

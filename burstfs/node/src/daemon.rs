@@ -192,6 +192,7 @@ fn check(message: DaemonMessage) -> Result<DaemonMessage, &'static str> {
     match message {
         DaemonMessage::Ready { environment } if is_acceptable(&environment) => Ok(DaemonMessage::Ready { environment }),
         DaemonMessage::Ready { .. } => Err("it asked for an environment that no job gets"),
+        DaemonMessage::Warning(failure) => Ok(DaemonMessage::Warning(one_line(failure))),
         DaemonMessage::Failed(failure) => Ok(DaemonMessage::Failed(one_line(failure))),
         DaemonMessage::Drained { suspects, .. } if suspects.len() > limits::NODES_MAX => {
             Err("it doubts more nodes than there can be")

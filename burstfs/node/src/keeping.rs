@@ -152,6 +152,7 @@ impl Keeping {
                 DaemonMessage::State(_)
                 | DaemonMessage::Progress(_)
                 | DaemonMessage::Ready { .. }
+                | DaemonMessage::Warning(_)
                 | DaemonMessage::AskJobEnd
                 | DaemonMessage::JobEnd(_),
             ) => Vec::new(),

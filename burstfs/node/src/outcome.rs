@@ -28,6 +28,9 @@ pub enum Verdict {
     Ready {
         /// What the job finds in its environment.
         environment: BTreeMap<String, String>,
+        /// What it is told when it starts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        warning: Option<Failure>,
     },
     /// The job must not run.
     Failed {
@@ -38,8 +41,8 @@ pub enum Verdict {
 
 impl Outcome {
     /// The instance can be used.
-    pub fn ready(instance: InstanceId, environment: BTreeMap<String, String>) -> Outcome {
-        Outcome { version: OUTCOME_VERSION, instance, verdict: Verdict::Ready { environment } }
+    pub fn ready(instance: InstanceId, environment: BTreeMap<String, String>, warning: Option<Failure>) -> Outcome {
+        Outcome { version: OUTCOME_VERSION, instance, verdict: Verdict::Ready { environment, warning } }
     }
 
     /// The job must not run.
@@ -58,7 +61,7 @@ mod tests {
     fn has_the_documented_form() {
         let instance: InstanceId = "vc.42.0".parse().unwrap();
         let environment = BTreeMap::from([("BURSTFS".to_owned(), "/burstfs/42".to_owned())]);
-        let ready = Outcome::ready(instance.clone(), environment);
+        let ready = Outcome::ready(instance.clone(), environment, None);
         let text = r#"{"version":1,"instance":"vc.42.0","state":"ready","environment":{"BURSTFS":"/burstfs/42"}}"#;
         assert_eq!(serde_json::to_string(&ready).unwrap(), text);
         assert_eq!(serde_json::from_str::<Outcome>(text).unwrap(), ready);

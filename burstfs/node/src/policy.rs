@@ -90,8 +90,8 @@ pub(crate) enum Event {
 pub(crate) enum Action {
     /// Write the step to the journal.
     Journal(Step),
-    /// Tell the plugin.
-    RecordReady(BTreeMap<String, String>),
+    /// Tell the plugin, with what it is to say to the job.
+    RecordReady { environment: BTreeMap<String, String>, warning: Option<Failure> },
     /// Tell the plugin; `announce` when no daemon could tell the other nodes, so that Slurm has to.
     RecordFailed { failure: Failure, announce: bool },
     /// Tell `burstfsd`, if there is one.
@@ -168,6 +168,8 @@ pub(crate) struct Machine {
     progress: Progress,
     restarts: VecDeque<Duration>,
     restart_count: u32,
+    /// What the job is to be told when it starts.
+    warning: Option<Failure>,
     /// How the job ended, once that is in the journal.
     job_end: Option<JobEnd>,
     /// In [`Phase::Held`].
@@ -184,6 +186,7 @@ impl Machine {
             progress: Progress::default(),
             restarts: VecDeque::new(),
             restart_count: 0,
+            warning: None,
             job_end: None,
             keeping: None,
         };
@@ -248,6 +251,10 @@ impl Machine {
         match event {
             Event::Said(DaemonMessage::Progress(progress)) => {
                 self.note_progress(progress, now);
+                return Vec::new();
+            }
+            Event::Said(DaemonMessage::Warning(failure)) => {
+                self.warning = Some(failure);
                 return Vec::new();
             }
             Event::Said(DaemonMessage::AskJobEnd) => return self.tell_job_end(),
@@ -331,9 +338,10 @@ impl Machine {
                 Vec::new()
             }
             Event::Said(DaemonMessage::Ready { environment }) => self.become_ready(environment),
-            // A daemon tells the others itself, unless it has no proof of who it is, or not the network that was asked for.
+            // A daemon tells the others itself, unless it has no proof of who it is, or not the network that was asked for. A job that is
+            // held has no output that would say why.
             Event::Said(DaemonMessage::Failed(failure)) => {
-                let announce = matches!(failure.code, Code::Identity | Code::RdmaMissing);
+                let announce = matches!(failure.code, Code::Identity | Code::RdmaMissing | Code::StageInHeld);
                 self.fail(failure, announce, true)
             }
             Event::Said(DaemonMessage::Drained { .. }) => {
@@ -344,6 +352,7 @@ impl Machine {
                 DaemonMessage::State(_)
                 | DaemonMessage::Progress(_)
                 | DaemonMessage::Durable
+                | DaemonMessage::Warning(_)
                 | DaemonMessage::AskJobEnd
                 | DaemonMessage::JobEnd(_),
             )
@@ -373,7 +382,7 @@ impl Machine {
     fn become_ready(&mut self, environment: BTreeMap<String, String>) -> Vec<Action> {
         self.phase = Phase::Ready;
         self.deadline = None;
-        vec![Action::Journal(Step::Ready), Action::RecordReady(environment)]
+        vec![Action::Journal(Step::Ready), Action::RecordReady { environment, warning: self.warning.take() }]
     }
 
     fn fail(&mut self, failure: Failure, announce: bool, patiently: bool) -> Vec<Action> {
@@ -430,6 +439,7 @@ impl Machine {
                 | DaemonMessage::Progress(_)
                 | DaemonMessage::Drained { .. }
                 | DaemonMessage::Durable
+                | DaemonMessage::Warning(_)
                 | DaemonMessage::AskJobEnd
                 | DaemonMessage::JobEnd(_),
             )
@@ -520,6 +530,7 @@ impl Machine {
                 DaemonMessage::State(_)
                 | DaemonMessage::Progress(_)
                 | DaemonMessage::Ready { .. }
+                | DaemonMessage::Warning(_)
                 | DaemonMessage::AskJobEnd
                 | DaemonMessage::JobEnd(_),
             )

@@ -388,8 +388,8 @@ impl Supervisor {
         for action in actions {
             match action {
                 Action::Journal(step) => self.journal(step),
-                Action::RecordReady(environment) => {
-                    self.record(&Outcome::ready(self.instance().clone(), environment));
+                Action::RecordReady { environment, warning } => {
+                    self.record(&Outcome::ready(self.instance().clone(), environment, warning));
                     // From here on the job may write. Its record must be as durable as its data, and it is synced after
                     // the job was let in, since nothing that the job can write before that is durable either.
                     self.sync_journal();
@@ -461,7 +461,9 @@ impl Supervisor {
 
     fn record_failed(&mut self, failure: Failure, announce: bool) {
         log::error!("{failure}");
-        if announce {
+        // What all nodes say alike is said once.
+        let is_said_elsewhere = failure.code == Code::StageInHeld && self.launch.description.node_index != 0;
+        if announce && !is_said_elsewhere {
             self.announcement = announce::failure(announce::Place::of(&self.launch.description), failure.clone());
         }
         if !self.is_recorded {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use burstfs_proto::mgs::{
-    ArrivalNews, BarrierDone, Conclusion, InstanceStatus, Join, Kept, Map, MapNode, NodeSpace, Phase, Report,
+    ArrivalNews, BarrierDone, Conclusion, Input, InstanceStatus, Join, Kept, Map, MapNode, NodeSpace, Phase, Report,
     StageFigures, State, Waited,
 };
 use burstfs_types::{Code, Failure, JobEnd, NodeIndex, hostlist};
@@ -74,6 +74,8 @@ pub struct Mgs {
     #[serde(default)]
     job_end: Option<JobEnd>,
     #[serde(default)]
+    partial: Option<Failure>,
+    #[serde(default)]
     arrivals: Arrivals,
     /// Bytes that were to be drained when somebody looked last.
     #[serde(skip)]
@@ -97,6 +99,7 @@ impl Mgs {
             conclusion: None,
             drain_deadline: None,
             job_end: None,
+            partial: None,
             arrivals: Arrivals::default(),
             dirty: None,
             holding: None,
@@ -198,6 +201,7 @@ impl Mgs {
             conclusion: self.conclusion.clone(),
             drain_deadline: self.drain_deadline,
             job_end: self.job_end,
+            partial: self.partial.clone(),
         })
     }
 
@@ -299,6 +303,19 @@ impl Mgs {
         self.job_end
     }
 
+    /// Not all input is there, and the job starts all the same. To be said before the barrier `StagedIn`.
+    pub fn set_partial(&mut self, failure: Failure) {
+        if self.partial.is_none() {
+            self.partial = Some(failure);
+            self.version += 1;
+        }
+    }
+
+    /// Whether the input is there.
+    fn input(&self) -> Input {
+        if self.partial.is_some() { Input::Partial } else { self.arrivals.input() }
+    }
+
     /// Input comes while the job runs.
     pub fn expect_arrivals(&mut self) {
         self.version += u64::from(self.arrivals.expect());
@@ -347,7 +364,7 @@ impl Mgs {
     pub fn state(&self) -> State {
         match (&self.failure, &self.conclusion) {
             (Some(_), _) => State::Failed,
-            (None, Some(Conclusion::Drained)) => State::Drained,
+            (None, Some(Conclusion::Drained | Conclusion::Dropped(_))) => State::Drained,
             (None, Some(Conclusion::Held(_))) => State::Held,
             (None, None) if self.holding.is_some() => match self.is_begun() {
                 true => State::Draining,
@@ -369,7 +386,7 @@ impl Mgs {
         let before = self.holding.as_ref().map(|holding| &holding.kept);
         match &self.conclusion {
             Some(Conclusion::Held(kept)) => Some(kept),
-            Some(Conclusion::Drained) => None,
+            Some(Conclusion::Drained | Conclusion::Dropped(_)) => None,
             None => before,
         }
     }
@@ -420,12 +437,13 @@ impl Mgs {
             dirty: self.dirty(),
             rate: 0,
             stage_in: sum(self.reports().map(|report| report.stage_in)),
-            input: self.arrivals.input(),
+            input: self.input(),
             stage_out: sum(self.reports().map(|report| report.stage_out)),
             transport: self.transport(),
             receipt: self.identity.receipt.clone(),
             kept_until: self.kept().map(|kept| kept.kept_until),
             attempts: self.holding.as_ref().map_or(0, |holding| holding.attempts),
+            dropped: self.dropped().cloned(),
             reason: self.reason(),
         }
     }
@@ -449,9 +467,17 @@ impl Mgs {
 
     fn reason(&self) -> String {
         let held = self.kept().filter(|_| self.state() == State::Held).map(|kept| kept.failure.to_string());
-        let arrivals = || self.arrivals.failure().map(Failure::to_string);
-        let failure = self.failure.as_ref().map(Failure::to_string).or(held);
+        let dropped = || self.dropped().map(Failure::to_string);
+        let arrivals = || self.partial.as_ref().or(self.arrivals.failure()).map(Failure::to_string);
+        let failure = self.failure.as_ref().map(Failure::to_string).or(held).or_else(dropped);
         failure.or_else(|| self.lost_words()).or_else(arrivals).unwrap_or_default()
+    }
+
+    fn dropped(&self) -> Option<&Failure> {
+        match &self.conclusion {
+            Some(Conclusion::Dropped(failure)) => Some(failure),
+            Some(Conclusion::Drained | Conclusion::Held(_)) | None => None,
+        }
     }
 
     fn lost_words(&self) -> Option<String> {
@@ -572,7 +598,7 @@ mod tests {
         let lost = vec![NodeIndex::new(1)];
         assert_eq!(
             mgs.poll_barrier(Phase::ClientsGone),
-            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None, job_end: None })
+            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None, job_end: None, partial: None })
         );
         assert_eq!(mgs.join(&join(1, 9, 1)), Err(JoinRefused::Lost(NodeIndex::new(1))));
         assert_eq!(mgs.status().reason, "E303: node2: lost, with what it held");
@@ -595,7 +621,7 @@ mod tests {
         let lost = vec![NodeIndex::new(0)];
         assert_eq!(
             next.poll_barrier(Phase::ClientsGone),
-            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None, job_end: None })
+            Waited::Done(BarrierDone { lost, conclusion: None, drain_deadline: None, job_end: None, partial: None })
         );
         assert_eq!(next.join(&join(2, 5, 102)), Ok(()), "a later life of a daemon joins as before");
     }

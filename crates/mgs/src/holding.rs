@@ -163,8 +163,13 @@ mod tests {
         assert!(matches!(mgs.poll_barrier(Phase::ClientsGone), Waited::Done(done) if done.lost.is_empty()));
         mgs.conclude(Conclusion::Drained);
         (0..3).for_each(|node| mgs.reach(NodeIndex::new(node), Phase::Drained));
-        let done =
-            BarrierDone { lost: vec![], conclusion: Some(Conclusion::Drained), drain_deadline: None, job_end: None };
+        let done = BarrierDone {
+            lost: vec![],
+            conclusion: Some(Conclusion::Drained),
+            drain_deadline: None,
+            job_end: None,
+            partial: None,
+        };
         assert_eq!(mgs.poll_barrier(Phase::Drained), Waited::Done(done));
     }
 

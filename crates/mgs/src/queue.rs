@@ -139,6 +139,17 @@ impl Queue {
         }
     }
 
+    /// Takes back what waits and is not wanted any more.
+    pub fn withdraw(&mut self, is_unwanted: impl Fn(&Item) -> bool) -> Vec<Item> {
+        let mut withdrawn = Vec::new();
+        for waiting in self.waiting.values_mut() {
+            let (out, rest): (Vec<_>, Vec<_>) = waiting.drain(..).partition(|(_, item)| is_unwanted(item));
+            waiting.extend(rest);
+            withdrawn.extend(out.into_iter().map(|(_, item)| item));
+        }
+        withdrawn
+    }
+
     /// Whether there is something for `node`.
     pub fn has_work_for(&self, node: NodeIndex) -> bool {
         [Some(node), None].iter().any(|place| self.waiting.get(place).is_some_and(|waiting| !waiting.is_empty()))
@@ -203,6 +214,18 @@ mod tests {
         queue.hasten(|item| item.body[0] > 2 && item.body[0] != 4);
         let order: Vec<u8> = queue.take(node(0), 1, 9).iter().map(|(_, item)| item.body[0]).collect();
         assert_eq!(order, [3, 1, 2, 4]);
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_given_to_nobody_and_what_somebody_has_stays_his() {
+        let mut queue = Queue::new(1, 2);
+        queue.push(vec![item(Some(0), 1), item(Some(0), 2), item(None, 1), item(Some(1), 3)]);
+        let had = queue.take(node(0), 1, 1);
+        assert_eq!(had[0].1, item(Some(0), 1));
+        assert_eq!(queue.withdraw(|item| item.body == [1]), [item(None, 1)]);
+        assert!(queue.finish(had[0].0));
+        let left: Vec<Item> = queue.take(node(0), 1, 9).into_iter().map(|(_, item)| item).collect();
+        assert_eq!(left, [item(Some(0), 2)]);
     }
 
     #[test]

@@ -135,6 +135,8 @@ pub struct BarrierDone {
     pub drain_deadline: Option<u64>,
     /// How the job ended, once its clients are gone; `None` also where nobody needs to know, or Slurm did not say.
     pub job_end: Option<JobEnd>,
+    /// Why not all input is there with which the job starts, as its `on_error=warn` allows.
+    pub partial: Option<Failure>,
     /// How the drain ended, once it has.
     pub conclusion: Option<Conclusion>,
 }
@@ -144,6 +146,8 @@ pub struct BarrierDone {
 pub enum Conclusion {
     /// Everything that was to be drained is at its destination.
     Drained,
+    /// Something is not, for this reason, and is not to be kept.
+    Dropped(Failure),
     /// Something is not: data is kept.
     Held(Kept),
 }
@@ -377,6 +381,8 @@ pub struct InstanceStatus {
     pub kept_until: Option<u64>,
     /// How many attempts to drain it have ended.
     pub attempts: u32,
+    /// What could not be drained, and is not kept.
+    pub dropped: Option<Failure>,
     /// Why it is what it is; empty when all is well.
     pub reason: String,
 }

@@ -348,13 +348,17 @@ impl<'a> Draft<'a> {
     pub(crate) fn stage_in(&self, verb: &Text) -> Result<StageIn, Fault> {
         let source = PersistentPath::parse(self.required("source", verb)?, End::Source)?;
         let destination = InstancePath::parse(self.required("destination", verb)?, End::Destination)?;
+        let (when, on_error) = (self.word("when")?, self.word("on_error")?);
+        if let Some(value) = self.find("on_error").filter(|_| !starts_when_it_is_known(when, on_error)) {
+            return Err(Fault::new(Code::Conflict, &value.span, STARTED_ALREADY));
+        }
         Ok(StageIn {
             entry_type: self.entry_type(source.ends_with_slash())?,
             list: self.list(source.is_pattern())?,
             source,
             destination,
-            when: self.word("when")?,
-            on_error: self.word("on_error")?,
+            when,
+            on_error,
             preserve: self.preserve()?,
             verify: self.word("verify")?,
             update: self.word("update")?,
@@ -399,6 +403,14 @@ impl<'a> Draft<'a> {
     pub(crate) fn destination_span(&self) -> std::ops::Range<usize> {
         self.find("destination").map_or(0..0, |value| value.span.clone())
     }
+}
+
+const STARTED_ALREADY: &str = "with when=async the job has started when an error is seen, and whoever opens what did not come gets it: \
+                               on_error=warn and on_error=hold go with when=before";
+
+/// Whether an error is seen before the job starts, if it decides about that.
+fn starts_when_it_is_known(when: StageInWhen, on_error: StageInOnError) -> bool {
+    when == StageInWhen::Before || on_error == StageInOnError::Fail
 }
 
 const NOT_AT_ONCE: &str = "a directory appears at once only at the job's end: atomic=dir goes with when=end";
@@ -462,6 +474,9 @@ impl StageIn {
     }
 
     pub(crate) fn check(&self) -> Result<(), SpecError> {
+        if !starts_when_it_is_known(self.when, self.on_error) {
+            return Err(SpecError::new(Code::Conflict, STARTED_ALREADY));
+        }
         check(self.destination.is_pattern(), self.list.as_ref(), self.entry_type, self.source.is_pattern())
     }
 

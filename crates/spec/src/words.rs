@@ -181,7 +181,11 @@ words! {
         /// The job fails with the reason.
         #[default]
         Fail = "fail",
-    } later [Later::Word("warn"), Later::Word("hold")]
+        /// The job starts with what has come, and is told what has not.
+        Warn = "warn",
+        /// The job goes back into the queue, held, until somebody releases it.
+        Hold = "hold",
+    } later []
 
     /// After which ends output is copied out.
     DrainOn {
@@ -199,7 +203,11 @@ words! {
         /// Keep the data on the nodes, tell the user.
         #[default]
         Hold = "hold",
-    } later [Later::Word("fail"), Later::Word("warn")]
+        /// Copy what can be copied, keep nothing, tell the user.
+        Warn = "warn",
+        /// As `Warn`, and end with the first error.
+        Fail = "fail",
+    } later []
 
     /// How a copy is proved.
     Verify {

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use burstfs_spec::{
-    Accumulator, Capacity, Compat, CreateItems, DrainDeadline, DrainOn, DrainWhen, EntryType, JobSpec, Preserve,
-    PreserveSet, ProfileError, SpecError, Tmpdir, Transport, Update, Values, Verify,
+    Accumulator, Capacity, Compat, CreateItems, DrainDeadline, DrainOn, DrainOnError, DrainWhen, EntryType, JobSpec,
+    Preserve, PreserveSet, ProfileError, SpecError, StageInOnError, Tmpdir, Transport, Update, Values, Verify,
 };
 use burstfs_types::{Code, LayoutPolicy, StripePattern};
 
@@ -184,10 +184,32 @@ fn what_is_not_built_is_refused_as_such() {
     ] {
         refused(&[&format!("create {item}")], Code::NotBuiltYet, marked);
     }
-    for verb in ["stage_in", "stage_out"] {
-        refused(&[&format!("{verb} source=/a destination=/b on_error=warn")], Code::NotBuiltYet, "warn");
-    }
     refused(&["stage_in source=/a destination=/b when=later"], Code::BadValue, "later");
+}
+
+#[test]
+fn what_an_error_does() {
+    let of = |verb: &str, items: &str| format!("{verb} source=/a destination=/b {items}");
+    for (word, on_error) in
+        [("fail", StageInOnError::Fail), ("warn", StageInOnError::Warn), ("hold", StageInOnError::Hold)]
+    {
+        let written = spec(&[&of("stage_in", &format!("on_error={word}"))]);
+        assert_eq!(written.stage_in[0].on_error, on_error);
+        assert_eq!(JobSpec::from_json(&written.to_json().unwrap()).unwrap(), written);
+        let while_it_runs = of("stage_in", &format!("when=async on_error={word}"));
+        match on_error {
+            StageInOnError::Fail => drop(spec(&[&while_it_runs])),
+            StageInOnError::Warn | StageInOnError::Hold => drop(refused(&[&while_it_runs], Code::Conflict, word)),
+        }
+    }
+    for (word, on_error) in [("fail", DrainOnError::Fail), ("warn", DrainOnError::Warn), ("hold", DrainOnError::Hold)] {
+        assert_eq!(spec(&[&of("stage_out", &format!("on_error={word}"))]).stage_out[0].on_error, on_error);
+    }
+    assert_eq!(spec(&[&of("stage_in", "")]).stage_in[0].on_error, StageInOnError::Fail);
+    assert_eq!(spec(&[&of("stage_out", "")]).stage_out[0].on_error, DrainOnError::Hold);
+    let forged =
+        spec(&[&of("stage_in", "on_error=warn")]).to_json().unwrap().replace(r#""when":"before""#, r#""when":"async""#);
+    assert_eq!(JobSpec::from_json(&forged).unwrap_err().code, Code::Conflict);
 }
 
 #[test]

@@ -110,6 +110,8 @@ codes! {
         "transport=rdma was asked for, and a node has no RDMA device that serves its address, no active port, no right or no locked memory for it, or a burstfs without RDMA. The message says which. Ask for transport=auto, which uses TCP there; docs/rdma.md says what RDMA needs.";
     NvmeHeld = 212, "data of earlier jobs takes the node's room",
         "Output of earlier jobs that could not be drained is kept on the node for a while, and with it there is not enough room for this job's share. The message says how much there is, whose data it is and until when it is kept. Ask for less, or for other nodes; `burstfs resume` of those jobs makes room, and so does, for good, an administrator's `burstfs-node gc`.";
+    StageInHeld = 213, "stage_in failed, and the job is held",
+        "A stage_in with on_error=hold could not be done, so the job went back into the queue and is held there, with its script not run. The message, which is the job's AdminComment as well (scontrol show job), says why. Put it right, then: scontrol release JOBID.";
 
     DaemonRestarted = 301, "burstfsd was restarted",
         "The daemon of a node ended while the job ran and was started again. Files that were open on that node answer ENOTCONN; everything that a system call had completed is there.";

@@ -10,6 +10,7 @@ mod isolation;
 mod job_end;
 mod kills;
 mod layout;
+mod on_error;
 mod passthrough;
 mod power;
 mod request;

@@ -57,7 +57,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
 
 fn ready_and_stop(node: &Node) {
     let job = job(1, "plain");
-    let Verdict::Ready { environment } = node.start(&job) else { panic!("{:?}", node.outcome(&job)) };
+    let Verdict::Ready { environment, .. } = node.start(&job) else { panic!("{:?}", node.outcome(&job)) };
     assert_eq!(environment["BURSTFS"], node.mount(&job).to_str().unwrap());
     let listing_as = |user: &str| {
         let mut command = Command::new("setpriv");
