@@ -7,18 +7,16 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use burstfs_net::RpcError;
 use burstfs_proto::locks::{Lock, LockRange};
 use burstfs_proto::mds::XattrMode;
 use burstfs_proto::oss::SeekTarget;
 use burstfs_types::{ACL_ACCESS, Attr, Errno, Ino};
 use fuser::{
-    BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle as RuntimeHandle;
 use tokio::sync::watch;
@@ -28,19 +26,17 @@ use super::arrivals::Arrivals;
 use super::callers::Caller;
 use super::convert::{self, BLOCK_BYTES, Blocks};
 use super::handles::{Handle, Handles};
-use super::passthrough::{Io, Passthrough, Table, Use, Wish};
+use super::passthrough::{Passthrough, Table, Use, Wish};
+use super::replies::{OpenReply, ReplyError, TTL, attributes, done, entry, leased_attributes, looked, refuse, sized};
 use super::run::Runner;
 use super::session::FuseConfig;
 use super::signals::{killed, signalled};
+use super::writes::{Durability, HowToWrite, write};
 use crate::fs::{
     AttrChange, ClientFs, Credentials, FallocateRange, FsError, Leases, Listed, Looked, NewFile, NewSpecial, Opened,
-    RemoteError, WriteData,
+    WriteData,
 };
 
-/// Without a lease entries and attributes are valid for no time: another node may change them at any moment.
-const TTL: Duration = Duration::ZERO;
-/// Inode numbers are never reused in an instance.
-const GENERATION: Generation = Generation(0);
 /// The largest read or write. The kernel's own limit (`fs.fuse.max_pages_limit`) is the same, and larger ones gain
 /// nothing.
 const IO_BYTES_MAX: u32 = 1 << 20;
@@ -51,10 +47,6 @@ const ENTRIES_MAX: u32 = 512;
 /// Cookies of the two entries that no MDT lists; those of all others are larger.
 const DOT_COOKIE: u64 = 1;
 const DOT_DOT_COOKIE: u64 = 2;
-
-/// What comes here: direct I/O. There is a FLUSH at each close, although a write that has returned is with its OST: nothing else says
-/// that a process has closed a file, and with that has given up its locks.
-const DIRECT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 
 /// What the kernel is asked for; without any of these the semantics would be others, so the session fails then.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_ATOMIC_O_TRUNC
@@ -189,41 +181,6 @@ impl Core {
     }
 }
 
-/// How the kernel is to do an open file's I/O.
-#[derive(Clone, Copy)]
-struct OpenReply {
-    flags: FopenFlags,
-    backing: Option<u32>,
-}
-
-impl OpenReply {
-    fn of(passed: Option<&Use>) -> OpenReply {
-        match passed.map_or(Io::Daemon, Use::io) {
-            Io::Daemon => OpenReply { flags: DIRECT_FLAGS, backing: None },
-            Io::DaemonMapped(id) => OpenReply { flags: DIRECT_FLAGS, backing: Some(id) },
-            // What the kernel has written is accounted for at the FLUSH, too.
-            Io::Kernel(id) => OpenReply { flags: FopenFlags::empty(), backing: Some(id) },
-        }
-    }
-
-    fn opened(self, reply: ReplyOpen, handle: FileHandle) {
-        let Some(id) = self.backing else { return reply.opened(handle, self.flags) };
-        // SAFETY: the table of ids owns it, and outlives the reply; `into_raw` leaves it open.
-        let backing = unsafe { reply.wrap_backing(id) };
-        reply.opened_passthrough(handle, self.flags, &backing);
-        backing.into_raw();
-    }
-
-    fn created(self, reply: ReplyCreate, handle: FileHandle, attr: &Attr) {
-        let attr = convert::file_attr(attr);
-        let Some(id) = self.backing else { return reply.created(&TTL, &attr, GENERATION, handle, self.flags) };
-        // SAFETY: as in `opened`.
-        let backing = unsafe { reply.wrap_backing(id) };
-        reply.created_passthrough(&TTL, &attr, GENERATION, handle, self.flags, &backing);
-        backing.into_raw();
-    }
-}
-
 /// The session's file system.
 pub(super) struct Adapter(pub(super) Arc<Core>);
 
@@ -268,78 +225,6 @@ impl Adapter {
             }
         });
     }
-}
-
-/// A reply that can be an error.
-trait ReplyError: Send + 'static {
-    fn refuse(self, errno: fuser::Errno);
-}
-
-macro_rules! reply_error {
-    ($($reply:ty),*) => {
-        $(impl ReplyError for $reply {
-            fn refuse(self, errno: fuser::Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-
-reply_error!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLock,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);
-
-fn refuse<R: ReplyError>(reply: R, error: &FsError) {
-    // What a service or an argument refuses is ordinary; what did not arrive is worth a line each.
-    match error {
-        FsError::Remote { source: RemoteError::Rpc(RpcError::Errno(_)), .. } => {
-            debug!(%error, "an operation was refused")
-        }
-        // The loss was told once.
-        error if error.is_of_lost_node() => debug!(%error, "an operation needs a lost node"),
-        FsError::Remote { .. } | FsError::Damaged { .. } | FsError::WrongReply { .. } => {
-            warn!(%error, "an operation failed")
-        }
-        _ => debug!(%error, "an operation was refused"),
-    }
-    reply.refuse(convert::errno(error));
-}
-
-fn looked(reply: ReplyEntry, looked: Looked) {
-    match looked.attr {
-        Some(attr) => {
-            reply.entry_with_ttls(&looked.attr_valid, &looked.entry_valid, &convert::file_attr(&attr), GENERATION);
-        }
-        None if looked.entry_valid.is_zero() => reply.error(fuser::Errno::ENOENT),
-        None => reply.entry(&looked.entry_valid, &convert::nothing(), GENERATION),
-    }
-}
-
-fn entry(reply: ReplyEntry, attr: Attr) {
-    reply.entry(&TTL, &convert::file_attr(&attr), GENERATION);
-}
-
-fn attributes(reply: ReplyAttr, attr: Attr) {
-    leased_attributes(reply, (attr, TTL));
-}
-
-fn leased_attributes(reply: ReplyAttr, (attr, valid): (Attr, Duration)) {
-    reply.attr(&valid, &convert::file_attr(&attr));
-}
-
-fn done(reply: ReplyEmpty, (): ()) {
-    reply.ok();
 }
 
 /// Who makes a symbolic link, for which no mask counts.
@@ -984,83 +869,7 @@ fn lock(
     Ok(Some(Lock { ino: convert::ino(ino)?, owner: owner.0, pid, range: LockRange { first, last }, kind }))
 }
 
-/// What a write promises to have done when it returns.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Durability {
-    /// The bytes are where all nodes see them.
-    None,
-    /// They are on the device, and so is what is needed to find them (`O_DSYNC`).
-    Data,
-    /// So is all that is known of the file (`O_SYNC`).
-    File,
-}
-
-impl Durability {
-    /// From a write's flags: those of its open file, and what `pwritev2(2)` adds (`RWF_DSYNC`, `RWF_SYNC`), in terms of `open(2)`.
-    /// The kernel sends no FSYNC after a write that comes here.
-    fn of(flags: i32) -> Durability {
-        match flags & libc::O_SYNC {
-            libc::O_SYNC => Durability::File,
-            libc::O_DSYNC => Durability::Data,
-            _ => Durability::None,
-        }
-    }
-}
-
-/// What a write is to do besides writing.
-#[derive(Clone, Copy, Debug)]
-struct HowToWrite {
-    is_append: bool,
-    kill_set_id: bool,
-    durability: Durability,
-}
-
-/// A write at its offset or, for an append, at the file's end; how many bytes.
-async fn write(
-    fs: &ClientFs,
-    file: &crate::fs::OpenFile,
-    offset: u64,
-    data: WriteData<'_>,
-    how: HowToWrite,
-) -> Result<u32, FsError> {
-    let (offset, written) = if how.is_append {
-        let (written, size) = fs.append(file, data, how.kill_set_id).await?;
-        (size.saturating_sub(written as u64), written)
-    } else {
-        fs.write(file, offset, data, how.kill_set_id).await?;
-        (offset, data.len())
-    };
-    match how.durability {
-        Durability::None => {}
-        Durability::Data => fs.sync_range(file, (offset, written as u64), true).await?,
-        Durability::File => fs.sync_range(file, (offset, written as u64), false).await?,
-    }
-    u32::try_from(written).map_err(|_| FsError::TooLarge { end: written as u64 })
-}
-
 /// Accounts for what the kernel has written by itself.
 fn settle(passed: Option<&Use>) -> Result<(), FsError> {
     passed.map_or(Ok(()), Use::settle).map_err(|errno| FsError::Refused { rpc: "the share of the OST", errno })
-}
-
-/// A value for a caller who asked for its size (0) or has room for `size` bytes.
-fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(value),
-        _ => reply.error(fuser::Errno::ERANGE),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_writes_flags_say_how_durable_it_is() {
-        // `O_SYNC` contains the bit of `O_DSYNC`.
-        let all = [0, libc::O_APPEND | libc::O_RDWR, libc::O_DSYNC, libc::O_SYNC, libc::O_SYNC | libc::O_DIRECT];
-        let expected = [Durability::None, Durability::None, Durability::Data, Durability::File, Durability::File];
-        assert_eq!(all.map(Durability::of), expected);
-    }
 }

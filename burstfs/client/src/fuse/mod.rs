@@ -35,9 +35,11 @@ mod convert;
 mod handles;
 mod notify;
 mod passthrough;
+mod replies;
 mod run;
 mod session;
 mod signals;
+mod writes;
 
 pub use arrivals::{ArrivalNews, Arrivals, Supply};
 pub use passthrough::{BackingIds, Passthrough};
