@@ -261,14 +261,17 @@ impl Node {
     pub(crate) fn reset(&self) {
         for line in self.processes() {
             let pid: i32 = line.split(' ').next().unwrap().parse().unwrap();
-            // SAFETY: a process of this test's, as its command line says.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            kill_at_once(pid);
             wait_until("a leftover to end", || !is_running(pid));
         }
         for group in self.cgroups() {
-            for part in ["daemon", "supervisor", ""] {
-                let _ = fs::remove_dir(group.join(part));
-            }
+            // A command that a supervisor has asked something may live longer than it by a moment.
+            wait_until("a leftover cgroup to be empty", || {
+                let parts = ["daemon", "supervisor", ""].map(|part| group.join(part));
+                parts.iter().flat_map(|part| cgroup_pids(part)).for_each(kill_at_once);
+                parts.iter().for_each(|part| drop(fs::remove_dir(part)));
+                !group.exists()
+            });
         }
         for entry in fs::read_dir(self.path("burstfs")).into_iter().flatten().flatten() {
             let path = CString::new(entry.path().to_str().unwrap()).unwrap();
@@ -307,6 +310,19 @@ pub(crate) fn spec_of(directives: &[&str]) -> String {
 fn pids() -> Vec<i32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The processes in a cgroup, if it is there.
+fn cgroup_pids(group: &Path) -> Vec<i32> {
+    let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    // Those of other namespaces are shown as 0.
+    pids.lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 1).collect()
+}
+
+/// Kills a process that is this test's, as its command line or its cgroup says.
+fn kill_at_once(pid: i32) {
+    // SAFETY: a call with plain numbers; that the process is gone already is fine.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
 pub(crate) fn is_running(pid: i32) -> bool {
