@@ -52,8 +52,17 @@ pub(crate) fn address(number: usize) -> Result<String> {
 /// A program of the build.
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").context("CARGO_TARGET_DIR is not set; use `make rdma-test`")?;
-    let path = Path::new(&target).join("release").join(name);
-    ensure!(path.exists(), "{} was not built", path.display());
+    for_users(&Path::new(&target).join("release").join(name))
+}
+
+/// A program where the job's user can run it, too: what is built may be in a home of root's.
+pub(crate) fn for_users(built: &Path) -> Result<PathBuf> {
+    ensure!(built.exists(), "{} was not built", built.display());
+    let path = Path::new(NODES).join("bin").join(built.file_name().context("a program's name")?);
+    if !path.exists() {
+        fs::copy(built, &path).with_context(|| built.display().to_string())?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
     Ok(path)
 }
 

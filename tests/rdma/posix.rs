@@ -80,11 +80,9 @@ pub(crate) fn pjdfstest(instance: &Instance, node: &str) -> Result<()> {
     Ok(())
 }
 
-/// A suite's program, at a place where users may run it.
+/// A suite's program.
 fn suite(program: &str) -> Result<String> {
     let suites =
         std::env::var_os("BURSTFS_POSIX_SUITES").context("BURSTFS_POSIX_SUITES is not set; use `make rdma-test`")?;
-    let place = Path::new(machine::NODES).join("bin").join(program);
-    fs::copy(Path::new(&suites).join(program), &place).with_context(|| program.to_owned())?;
-    Ok(place.display().to_string())
+    Ok(machine::for_users(&Path::new(&suites).join(program))?.display().to_string())
 }
