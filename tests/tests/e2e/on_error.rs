@@ -75,6 +75,8 @@ fn submit_and_remove<'a>(s: &Scenario<'a>, job: JobBuilder<'a>, name: &str) -> R
 fn a_job_that_is_held_starts_when_it_is_released() -> Result<()> {
     scenario("in-hold", |s| {
         s.allow("E213: stage_in: ");
+        // What the other node says if it asks Slurm about the job before it hears that.
+        s.allow("E206: the job is COMPLETING while its file system starts");
         // Of the job that cannot be held.
         s.allow_failed_start("E207");
         let dir = s.dir("alice")?;
