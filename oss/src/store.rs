@@ -43,16 +43,11 @@ impl Object {
     /// Charges what is allocated for the object now, in place of what was charged before and of `reservation`.
     pub(crate) fn settle(&self, space: &Space, reservation: Option<Reservation<'_>>) -> Result<Stat, Errno> {
         let mut charge = lock(&self.charge);
-        let mut stat = fstat(&self.file).map_err(errno)?;
-        if let Charge::Bytes(before) = *charge {
-            if seems_to_shrink(&stat, before) {
-                await_allocation(&self.file);
-                stat = fstat(&self.file).map_err(errno)?;
-            }
-            let after = allocated(&stat);
-            space.settle(before, after, reservation);
-            *charge = Charge::Bytes(after);
-        }
+        let Charge::Bytes(before) = *charge else { return fstat(&self.file).map_err(errno) };
+        let stat = stat_settled(&self.file, before).map_err(errno)?;
+        let after = allocated(&stat);
+        space.settle(before, after, reservation);
+        *charge = Charge::Bytes(after);
         Ok(stat)
     }
 
@@ -71,11 +66,16 @@ fn seems_to_shrink(stat: &Stat, before: u64) -> bool {
     after < before || (after == 0 && stat.st_size > 0)
 }
 
-/// Waits until no blocks of the file are being allocated: looking for data takes the lock under which they are. What the file is
-/// read and written at does not depend on the position that this sets.
-fn await_allocation(file: &OwnedFd) {
-    // A file of holes has no data; then there is nothing to wait for either.
-    let _ = seek(file, SeekFrom::Data(0));
+/// The attributes of a file with blocks that can be charged; `before` is what was charged. Waits, where it has to, until no
+/// blocks are being allocated: looking for data takes the lock under which they are.
+fn stat_settled(file: impl AsFd, before: u64) -> Result<Stat, SysErrno> {
+    let stat = fstat(&file)?;
+    if !seems_to_shrink(&stat, before) {
+        return Ok(stat);
+    }
+    // What is read and written does not depend on the position. A file of holes has no data, and nothing to wait for.
+    let _ = seek(&file, SeekFrom::Data(0));
+    fstat(&file)
 }
 
 /// Bytes that the device has allocated for a file, metadata of its own included.
@@ -227,7 +227,7 @@ impl Store {
         let path = path_of(id);
         let charged = match shard.touch(id) {
             Some(_) => 0,
-            None => match found(statat(&self.root, &path, AtFlags::SYMLINK_NOFOLLOW))? {
+            None => match found(self.stat_closed(&path, 0))? {
                 Some(stat) => allocated(&stat),
                 None => return Ok(()),
             },
@@ -258,6 +258,16 @@ impl Store {
         self.shard(id).entries.get(&id).map(|(object, _)| object.clone())
     }
 
+    /// As [`stat_settled`], of an object whose file is not open.
+    fn stat_closed(&self, path: &str, before: u64) -> Result<Stat, SysErrno> {
+        let stat = statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW)?;
+        if !seems_to_shrink(&stat, before) {
+            return Ok(stat);
+        }
+        let file = openat(&self.root, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        stat_settled(&file, before)
+    }
+
     /// Opens an object's file. When the process has too many files open, those of the shard that are idle go first.
     fn open(&self, shard: &mut Shard, id: ObjectId, flags: OFlags) -> Result<OwnedFd, SysErrno> {
         let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -285,7 +295,7 @@ impl Store {
     }
 
     fn keep(&self, shard: &mut Shard, id: ObjectId, file: OwnedFd) -> Result<Arc<Object>, Errno> {
-        let stat = fstat(&file).map_err(errno)?;
+        let stat = stat_settled(&file, 0).map_err(errno)?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(Errno::EBADF);
         }
@@ -304,8 +314,8 @@ impl Store {
         for (id, object) in evicted {
             let charge = *lock(&object.charge);
             drop(object);
-            if let (Charge::Bytes(before), Ok(stat)) =
-                (charge, statat(&self.root, path_of(id), AtFlags::SYMLINK_NOFOLLOW))
+            if let Charge::Bytes(before) = charge
+                && let Ok(stat) = self.stat_closed(&path_of(id), before)
             {
                 self.space.settle(before, allocated(&stat), None);
             }
@@ -325,6 +335,7 @@ fn found<T>(result: Result<T, SysErrno>) -> Result<Option<T>, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::os::fd::AsRawFd;
     use std::sync::atomic::AtomicBool;
 
@@ -370,13 +381,10 @@ mod tests {
         assert_eq!((store.space.used(), store.objects()), (0, 0));
     }
 
-    #[test]
-    fn blocks_that_are_being_allocated_are_charged() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(directory.path(), 64);
-        let object = store.get_or_make(id(1)).unwrap();
+    /// What `look` finds of an object that has one block, while that is allocated again and again.
+    fn seen_while_allocated(object: &Object, look: impl Fn() -> u64) -> Vec<u64> {
         let is_over = AtomicBool::new(false);
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
@@ -386,15 +394,33 @@ mod tests {
             });
             for _ in 0..10_000 {
                 pwrite(&object.file, &[7; 4096], 0).unwrap();
-                for _ in 0..20 {
-                    object.settle(&store.space, None).unwrap();
-                    seen.insert(store.space.used());
-                }
+                seen.extend((0..20).map(|_| look()));
                 rustix::fs::ftruncate(&object.file, 0).unwrap();
             }
             is_over.store(true, Ordering::Relaxed);
         });
-        assert_eq!(Vec::from_iter(seen), [4096]);
+        seen.into_iter().collect()
+    }
+
+    #[test]
+    fn blocks_that_are_being_allocated_are_charged() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path(), 64);
+        let object = store.get_or_make(id(1)).unwrap();
+        let look = || {
+            object.settle(&store.space, None).unwrap();
+            store.space.used()
+        };
+        assert_eq!(seen_while_allocated(&object, look), [4096]);
+    }
+
+    #[test]
+    fn so_are_those_of_an_object_that_is_not_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path(), 64);
+        let object = store.get_or_make(id(1)).unwrap();
+        let look = || allocated(&store.stat_closed(&path_of(id(1)), 0).unwrap());
+        assert_eq!(seen_while_allocated(&object, look), [4096]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use burstfs_client::fs::{ClientFs, Credentials};
 use burstfs_node::description::InstanceDescription;
 use burstfs_proto::mgs::StageFigures;
 use burstfs_proto::stage::{Direction, Item};
-use burstfs_spec::{DrainOn, DrainOnError, JobSpec, StageInOnError, StageInWhen, StageOut};
+use burstfs_spec::{DrainOn, DrainOnError, JobSpec, StageIn, StageInOnError, StageInWhen, StageOut};
 use burstfs_stager::{
     AtEnd, Cancel, Config, DrainedFiles, Engine, Header, Ledger, Occasion, Outcome, Progress, RetryPolicy, RoundPlan,
     StageJob, not_brought, seed,
@@ -87,7 +87,7 @@ impl Staging {
     /// Whether the job asked for this direction, before it starts or after it has ended.
     pub(crate) fn has_work(&self, direction: Direction) -> bool {
         match direction {
-            Direction::In => self.spec.stage_in.iter().any(|stage| stage.when == StageInWhen::Before),
+            Direction::In => self.before().next().is_some(),
             Direction::Out => !self.spec.stage_out.is_empty(),
         }
     }
@@ -157,17 +157,21 @@ impl Staging {
         self.spec.stage_out.get(index).is_none_or(|stage| stage.on_error == DrainOnError::Hold)
     }
 
+    /// The directives of the stage-in before the job's start.
+    fn before(&self) -> impl Iterator<Item = &StageIn> {
+        self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before)
+    }
+
     /// What of the stage-in before the job's start is missing, of the directives with this `on_error`.
     pub(crate) fn missing_in(&self, outcome: &Outcome, on_error: StageInOnError) -> Option<Failure> {
-        let before: Vec<_> = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before).collect();
+        let before: Vec<_> = self.before().collect();
         let counts = |index: usize| before.get(index).is_none_or(|stage| stage.on_error == on_error);
         outcome.shortfall(counts).map(|short| short.failure)
     }
 
     /// Does this node's part of the stage-in before the job's start; see [`Staging::run`].
     pub(crate) async fn stage_in(&self, seat: &Seat, cancel: Cancel) -> Result<Option<Conclusion>, Failure> {
-        let before = self.spec.stage_in.iter().filter(|stage| stage.when == StageInWhen::Before);
-        let jobs = before.map(StageJob::try_from).collect::<Result<_, _>>();
+        let jobs = self.before().map(StageJob::try_from).collect::<Result<_, _>>();
         let jobs = jobs.map_err(|error: burstfs_spec::SpecError| error.failure())?;
         self.run(Direction::In, jobs, seat, cancel, None).await
     }
