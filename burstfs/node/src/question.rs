@@ -1,7 +1,8 @@
 //! A question to Slurm: a command that is run, says something, and ends.
 //!
 //! Owns the process, of which nothing is left when this is dropped. Whoever asks polls [`Question::pidfd`], and gives it up when it
-//! takes too long. What a command is to say fits into a pipe, so that it ends by itself.
+//! takes too long. What a command is to say fits into a pipe, so that it ends by itself. One whose answer is not wanted any more is let
+//! end all the same, if that is soon: `slurmctld` puts an error into its log for each that hangs up on it.
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +13,9 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::log;
 use crate::process;
+
+/// How long a command that nobody listens to any more may take to end; usually it needs milliseconds.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A command that was asked and has not been heard.
 #[derive(Debug)]
@@ -68,8 +72,35 @@ impl Question {
 
 impl Drop for Question {
     fn drop(&mut self) {
-        // Nothing happens to one that has been waited for.
+        // It has ended already, or will in a moment; nothing happens to one that has been waited for.
+        self.has_ended(FAREWELL);
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(script: &str) -> Question {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Question::ask(command).unwrap()
+    }
+
+    #[test]
+    fn one_that_is_not_listened_to_ends_by_itself() {
+        let said = tempfile::NamedTempFile::new().unwrap();
+        drop(ask(&format!("sleep 0.05; echo all of it > {}", said.path().display())));
+        assert_eq!(std::fs::read_to_string(said.path()).unwrap(), "all of it\n");
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_ended() {
+        let question = ask("exec sleep 1000");
+        let pid = question.child.id();
+        drop(question);
+        assert!(!std::path::Path::new("/proc").join(pid.to_string()).exists());
     }
 }
